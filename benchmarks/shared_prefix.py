@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.train.packed_loss import accept_trees, completion_logps
+from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.packing import prefix_tree
 from harness.train.tiny import train_tokenizer
 
@@ -73,7 +73,9 @@ class Packed(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        return *completion_logps(model, input_ids, attention_mask, logits_to_keep), None
+        prompts, completions = input_ids[:, :-logits_to_keep].tolist(), input_ids[:, -logits_to_keep:].tolist()
+        logps, entropies = tree_logps(model, prompts, completions)
+        return logps.view(-1, logits_to_keep), entropies.view(-1, logits_to_keep), None
 
 
 def trainers(case: Case) -> tuple[GRPOTrainer, Packed]:

@@ -32,6 +32,15 @@ class Completion(NamedTuple):
     finish: Literal["stop", "length"]
 
 
+class Sampled(NamedTuple):
+    """A completion as token ids."""
+
+    tokens: list[int]
+    """The token that ended it is the last one."""
+    logprobs: list[float]
+    """Of each token, under the distribution that it was drawn from; greedy: under the model's own."""
+
+
 class Generator(Protocol):
     """A model that continues conversations. `generate` may be called from several threads at once."""
 

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from harness.generate import Completion, Sampling
+from harness.generate import Completion, Sampled, Sampling
 from harness.prompt import CHAT_TEMPLATE, Message
 from harness_trajectories.errors import UserError
 
@@ -127,7 +127,7 @@ def decode(
     top_p: float = 1.0,
     copies: int = 1,
     seeds: Sequence[int] | None = None,
-) -> list[list[int]]:
+) -> list[Sampled]:
     """Continue token sequences as one left-padded batch, on CUDA in bfloat16. A prompt is read once however many `copies` continue it.
 
     Args:
@@ -137,7 +137,7 @@ def decode(
         seeds: one for each completion, which then does not depend on what else is in the batch; None: torch's global generator.
 
     Returns:
-        B × copies lists of at most `max_tokens` new tokens.
+        B × copies completions of at most `max_tokens` new tokens.
     """
     training = model.training
     model.eval()
@@ -158,7 +158,7 @@ def _decode(
     top_p: float,
     copies: int,
     seeds: Sequence[int] | None,
-) -> list[list[int]]:
+) -> list[Sampled]:
     device = model.device
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)  # (B, T)
@@ -177,11 +177,11 @@ def _decode(
     generators = None if seeds is None else [torch.Generator(device).manual_seed(seed) for seed in seeds]
     rows = torch.arange(len(logits), device=device)  # which completion each row of the batch is
     growing = torch.ones(len(rows), dtype=torch.bool, device=device)
-    columns: list[tuple[list[int], list[int], list[bool]]] = []
+    columns: list[tuple[list[int], list[int], list[float], list[bool]]] = []
     for step in range(max_tokens):
         chosen = [generators[row] for row in rows.tolist()] if generators is not None else None
-        token = _choose(logits, temperature, top_p, chosen)
-        columns.append((rows.tolist(), token.tolist(), growing.tolist()))
+        token, logprob = _choose(logits, temperature, top_p, chosen)
+        columns.append((rows.tolist(), token.tolist(), logprob.tolist(), growing.tolist()))
         growing = growing & ~torch.isin(token, ends)
         alive = int(growing.sum())
         if alive == 0 or step == max_tokens - 1:
@@ -195,17 +195,23 @@ def _decode(
         logits = model(
             input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits[:, -1]
-    completions: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
-    for numbers, tokens, live in columns:
-        for number, value, grew in zip(numbers, tokens, live, strict=True):
+    completions = [Sampled([], []) for _ in range(len(prompts) * copies)]
+    for numbers, tokens, logprobs, live in columns:
+        for number, value, logprob, grew in zip(numbers, tokens, logprobs, live, strict=True):
             if grew:
-                completions[number].append(value)
+                completions[number].tokens.append(value)
+                completions[number].logprobs.append(logprob)
     return completions
 
 
 def decode_chunks(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], chunk: int, copies: int = 1, **options: Any
-) -> Iterator[tuple[int, list[list[int]]]]:
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    chunk: int,
+    copies: int = 1,
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, list[Sampled]]]:
     """`decode` over many prompts, at most `chunk` completions at once, prompts of like length together.
 
     Yields:
@@ -215,23 +221,29 @@ def decode_chunks(
     size = max(1, chunk // copies)
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        completions = decode(model, [prompts[index] for index in part], copies=copies, **options)
+        own = None if seeds is None else [seed for index in part for seed in seeds[index * copies :][:copies]]
+        completions = decode(model, [prompts[index] for index in part], copies=copies, seeds=own, **options)
         for place, index in enumerate(part):
             yield index, completions[place * copies : (place + 1) * copies]
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> torch.Tensor:
-    """One token for each row. `logits`: (B, V); returns (B,)."""
+def _choose(
+    logits: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row and its log-probability. `logits`: (B, V); returns (B,) each."""
+    probabilities = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0.0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / temperature, -1)
+        token = logits.argmax(-1)
+        return token, probabilities.gather(-1, token[:, None])[:, 0].log()
     if top_p < 1.0:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     if generators is None:
-        return torch.multinomial(probabilities, 1)[:, 0]
-    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)])
+        token = torch.multinomial(probabilities, 1)[:, 0]
+    else:
+        token = torch.cat([torch.multinomial(row, 1, generator=own) for row, own in zip(probabilities, generators, strict=True)])
+    return token, (probabilities.gather(-1, token[:, None])[:, 0] / probabilities.sum(-1)).log()
 
 
 class _Job(NamedTuple):
@@ -320,7 +332,7 @@ class TransformersGenerator:
             for job in jobs:
                 job.answer.set_exception(error)
             return
-        for job, tokens in zip(jobs, completions, strict=True):
+        for job, (tokens, _) in zip(jobs, completions, strict=True):
             stopped = bool(tokens) and tokens[-1] in self._end
             text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
             job.answer.set_result(Completion(text, len(job.prompt), len(tokens), "stop" if stopped else "length"))

@@ -23,14 +23,15 @@ from trl import GRPOTrainer
 
 from harness.runs import read_jsonl
 from harness.train.config import Reinforced
-from harness.train.sampling import Completion, PromptStream, Refill, has_signal
+from harness.train.rollouts import Rollout, Turn
+from harness.train.sampling import PromptStream, Refill, has_signal
 from harness_trajectories.errors import UserError
 
 NAN = float("nan")
 
 
-def group(sample: int, rewards: list[float]) -> list[Completion]:
-    return [Completion(sample, [1], "", None, reward) for reward in rewards]
+def group(item: int, rewards: list[float]) -> list[Rollout]:
+    return [Rollout(item, (Turn([1], [1], [0.0]),), reward) for reward in rewards]
 
 
 def test_a_group_has_signal_when_its_rewards_differ_by_more_than_the_deviation() -> None:
@@ -62,9 +63,9 @@ def test_batches_are_the_next_groups_with_signal_and_nothing_is_skipped() -> Non
         refill = Refill(40, Reinforced(prompts=6, rollouts=2, max_tries=100), seed=1)
         taken: list[int] = []
         for _ in range(20):
-            batch = refill.fill(lambda indices, varied=varied: [group(i, [0.0, 1.0 if varied[i] else 0.0]) for i in indices])
+            batch = refill.fill(lambda indices, places, varied=varied: [group(i, [0.0, 1.0 if varied[i] else 0.0]) for i in indices])
             assert len(batch) == 6
-            taken += [members[0].sample for members in batch]
+            taken += [members[0].item for members in batch]
             before = [PromptStream(40, 1)[place] for place in range(refill.frontier)]
             assert taken == [index for index in before if varied[index]]
             assert before[-1] == taken[-1]
@@ -74,7 +75,7 @@ def test_a_batch_that_never_fills_is_one_message_with_the_figures() -> None:
     refill = Refill(5, Reinforced(prompts=4, rollouts=2, max_tries=3), seed=0)
     drawn: list[int] = []
 
-    def sample(indices: list[int]) -> list[list[Completion]]:
+    def sample(indices: list[int], places: list[int]) -> list[list[Rollout]]:
         drawn.extend(indices)
         return [group(index, [1.0, 1.0 if index else 0.5]) for index in indices]
 
@@ -88,12 +89,12 @@ def test_a_batch_that_never_fills_is_one_message_with_the_figures() -> None:
 def test_processes_decide_alike_on_the_same_groups(world: int) -> None:
     sizes: list[int] = []
 
-    def sample(indices: list[int]) -> list[list[Completion]]:
+    def sample(indices: list[int], places: list[int]) -> list[list[Rollout]]:
         sizes.append(len(indices))
         return [group(index, [0.0, float(index % 3 == 0)]) for index in indices]
 
     refill = Refill(50, Reinforced(prompts=6, rollouts=2), seed=0)
-    assert [members[0].sample for members in refill.fill(sample, world)] == [
+    assert [members[0].item for members in refill.fill(sample, world)] == [
         i for i in (PromptStream(50, 0)[n] for n in range(50)) if i % 3 == 0
     ][:6]
     assert all(size % world == 0 for size in sizes)
@@ -105,7 +106,7 @@ def test_the_update_holds_kept_groups_alone_with_their_own_completions(tmp_path:
     rounds: list[list[int]] = []
     dull = PromptStream(len(test_train_grpo.TEXTS), 0)[0] % 2
 
-    def reward(sample: list[int], completion_ids: list[list[int]], **columns: object) -> list[float | None]:
+    def reward(sample: list[int], completion_ids: list[list[int]]) -> list[float | None]:
         rounds.append(sample[::4])
         values: list[float | None] = []
         for place, (index, ids) in enumerate(zip(sample, completion_ids, strict=True)):
@@ -117,7 +118,7 @@ def test_the_update_holds_kept_groups_alone_with_their_own_completions(tmp_path:
     trainer = test_train_grpo.trainer_with(reward, tmp_path)
     inputs = test_train_grpo.batch_of(trainer)
     assert sum(len(one) for one in rounds) > 2
-    prompts = {tuple(sample.prompt.ids()): index for index, sample in enumerate(trainer._samples)}
+    prompts = {tuple(sample.prompt.ids()): index for index, sample in enumerate(trainer.source.samples)}
     found: dict[int, list[tuple[float, float]]] = {}
     for row in range(8):
         ids = tuple(inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist())
@@ -151,11 +152,22 @@ def test_log_probs_are_not_computed_while_filling(tmp_path: Path) -> None:
 
 
 def test_trl_calls_what_is_overridden_as_it_did() -> None:
-    """TRL 1.16: the shape of each private method that SRLTrainer replaces, and that sampling and scoring are each called at one place."""
-    names = {name: list(inspect.signature(getattr(GRPOTrainer, name)).parameters) for name in ("_generate", "_calculate_rewards")}
+    """TRL 1.16: the shape of each private method that ReinforcedTrainer replaces, and where it is called."""
+    replaced = ("_prepare_inputs", "_generate", "_calculate_rewards", "_compute_loss", "_get_per_token_logps_and_entropies")
+    names = {name: list(inspect.signature(getattr(GRPOTrainer, name)).parameters) for name in replaced}
+    assert names.pop("_get_per_token_logps_and_entropies")[:6] == [
+        "self",
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+    ]
     assert names == {
+        "_prepare_inputs": ["self", "generation_batch"],
         "_generate": ["self", "prompts"],
         "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_compute_loss": ["self", "model", "inputs"],
     }
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert source.count("self._generate(prompts)") == 1
@@ -163,6 +175,10 @@ def test_trl_calls_what_is_overridden_as_it_did() -> None:
     returned = "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images"
     assert returned in inspect.getsource(GRPOTrainer._generate)
     assert "rewards_per_func = gather(rewards_per_func)" in inspect.getsource(GRPOTrainer._calculate_rewards)
+    preparing = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert (
+        preparing.index("_generate_and_score_completions") < preparing.index("shuffle_sequence_dict") < preparing.index("split_tensor_dict")
+    )
 
 
 @pytest.mark.slow

@@ -53,8 +53,8 @@ def test_greedy_decoding_equals_transformers_generate(tiny: tuple[PreTrainedToke
     together = decode(model, prompts, end, tokenizer.pad_token_id, 24)
     for prompt, ours in zip(prompts, together, strict=True):
         theirs = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=end)
-        assert ours == theirs[0, len(prompt) :].tolist()
-        assert ours == decode(model, [prompt], end, tokenizer.pad_token_id, 24)[0]
+        assert ours.tokens == theirs[0, len(prompt) :].tolist()
+        assert ours.tokens == decode(model, [prompt], end, tokenizer.pad_token_id, 24)[0].tokens
 
 
 def test_whoever_loads_the_checkpoint_reads_the_same_ids(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel], checkpoint: Path) -> None:
@@ -73,22 +73,47 @@ def test_decoding_stops_at_an_end_token_and_drops_finished_rows(tiny: tuple[PreT
     tokenizer, model = tiny
     prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations()]
     free = decode(model, prompts, [], tokenizer.pad_token_id, 24)
-    end = [free[0][2], free[1][5]]
+    end = [free[0].tokens[2], free[1].tokens[5]]
     stopped = decode(model, prompts, end, tokenizer.pad_token_id, 24)
-    for whole, part in zip(free, stopped, strict=True):
+    for (whole, _), (part, logprobs) in zip(free, stopped, strict=True):
         cut = next((place + 1 for place, token in enumerate(whole) if token in end), len(whole))
         assert part == whole[:cut]
+        assert len(logprobs) == cut
 
 
 def test_copies_share_one_prompt_and_chunks_keep_the_order(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
     tokenizer, model = tiny
     prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations()]
     options = {"end": end_tokens(tokenizer, model), "pad": tokenizer.pad_token_id, "max_tokens": 8}
-    single = decode(model, prompts, **options)
-    assert decode(model, prompts, copies=3, **options) == [completion for completion in single for _ in range(3)]
-    assert dict(decode_chunks(model, prompts, 4, copies=2, **options)) == {i: [c, c] for i, c in enumerate(single)}
+    single = [one.tokens for one in decode(model, prompts, **options)]
+    assert [one.tokens for one in decode(model, prompts, copies=3, **options)] == [tokens for tokens in single for _ in range(3)]
+    chunks = decode_chunks(model, prompts, 4, copies=2, **options)
+    assert {i: [one.tokens for one in group] for i, group in chunks} == {i: [tokens, tokens] for i, tokens in enumerate(single)}
     sampled = decode(model, prompts[:1], copies=8, temperature=1.0, **options)
-    assert len({tuple(completion) for completion in sampled}) > 1
+    assert len({tuple(one.tokens) for one in sampled}) > 1
+
+
+def test_a_seeded_completion_depends_on_nothing_else_in_its_batch(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
+    tokenizer, model = tiny
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations()]
+    options = {"end": end_tokens(tokenizer, model), "pad": tokenizer.pad_token_id, "max_tokens": 8, "temperature": 1.0}
+    seeds = list(range(70, 70 + 2 * len(prompts)))
+    for index, group in decode_chunks(model, prompts, 4, copies=2, seeds=seeds, **options):
+        alone = [decode(model, [prompts[index]], seeds=[seed], **options)[0].tokens for seed in seeds[2 * index :][:2]]
+        assert [one.tokens for one in group] == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_are_those_of_a_plain_forward(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel], temperature: float) -> None:
+    tokenizer, model = tiny
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations()]
+    sampled = decode(model, prompts, end_tokens(tokenizer, model), tokenizer.pad_token_id, 12, temperature, copies=2)
+    for number, (tokens, logprobs) in enumerate(sampled):
+        prompt = prompts[number // 2]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / (temperature or 1.0), -1)[torch.arange(len(tokens)), torch.tensor(tokens)]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_sampling_follows_the_model_distribution(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
@@ -96,12 +121,13 @@ def test_sampling_follows_the_model_distribution(tiny: tuple[PreTrainedTokenizer
     prompt = prompt_ids(tokenizer, conversations()[3])
     torch.manual_seed(0)
     sampled = decode(model, [prompt], [], tokenizer.pad_token_id, 1, temperature=1.0, copies=4000)
-    counts = torch.bincount(torch.tensor(sampled).flatten(), minlength=len(tokenizer)) / 4000
+    counts = torch.bincount(torch.tensor([one.tokens[0] for one in sampled]), minlength=len(tokenizer)) / 4000
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
     assert float((counts - expected).abs().sum()) < 2.5 * float((expected * (1 - expected) / 4000).sqrt().sum())
     top = decode(model, [prompt], [], tokenizer.pad_token_id, 1, temperature=1.0, top_p=1e-6, copies=20)
-    assert {token for (token,) in top} == {int(expected.argmax())}
+    assert {one.tokens[0] for one in top} == {int(expected.argmax())}
+    assert all(one.logprobs == [0.0] for one in top)
 
 
 def test_requests_of_threads_equal_single_requests(checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 from trl import GRPOConfig, GRPOTrainer
 
 from harness.train import packed_loss
-from harness.train.packed_loss import accept_trees, completion_logps
+from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.packing import PrefixTree, attend_by_rectangles, attend_by_runs, prefix_tree
 from harness.train.tiny import train_tokenizer
 
@@ -88,6 +88,17 @@ def reference(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, kee
     logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, :-1]
     every = torch.log_softmax(logits.float() / temperature, -1).gather(-1, ids[:, 1:, None])[..., 0]
     return every[:, -keep:] * mask[:, -keep:]
+
+
+def completion_logps(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`tree_logps` of a padded batch, 0 where it is masked. (B, keep) each"""
+    seen = mask.bool()
+    parts = [
+        [row[real].tolist() for row, real in zip(ids[:, cut], seen[:, cut], strict=True)] for cut in (slice(-keep), slice(-keep, None))
+    ]
+    empty = torch.zeros(seen[:, -keep:].shape)
+    logps, entropies = (empty.masked_scatter(seen[:, -keep:], found) for found in tree_logps(model, *parts))
+    return logps, entropies
 
 
 def gradients(logps: torch.Tensor, model: torch.nn.Module) -> list[torch.Tensor]:
@@ -278,6 +289,7 @@ def sharded(rank: int, file: Path) -> None:
     whole = [gradient.full_tensor() for gradient in gradients(logps, model)]
     if rank == 0:
         torch.save((type(model).__name__, logps.detach(), whole), file)
+    torch.distributed.barrier()  # one that leaves first may take the other down
     torch.distributed.destroy_process_group()
 
 

@@ -50,7 +50,7 @@ def validate(
     options = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": max_tokens}
     scored: dict[int, Scored] = {}
     clipped: dict[int, bool] = {}
-    for index, (tokens,) in decode_chunks(model, prompts, batch, **options):
+    for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **options):
         scored[index] = _score(tokenizer, tokens, samples[index])
         clipped[index] = tokens[-1] not in end
     figures = summary([scored[i] for i in range(len(samples))], list(clipped.values()))
@@ -77,10 +77,10 @@ def check_gate(
     clipped: list[bool] = []
     varied = 0
     for index, group in decode_chunks(model, prompts, config.srl.sample_batch, **options):
-        scores = [_score(tokenizer, tokens, chosen[index]) for tokens in group]
+        scores = [_score(tokenizer, tokens, chosen[index]) for tokens, _ in group]
         varied += has_signal([score.reward for score in scores], config.srl.min_deviation)
         scored += scores
-        clipped += [tokens[-1] not in end for tokens in group]
+        clipped += [tokens[-1] not in end for tokens, _ in group]
     figures = {**summary(scored, clipped), "varied_groups": varied / len(chosen), "groups": len(chosen)}
     if figures["format_ok"] < config.gate.min_format_rate or figures["varied_groups"] < config.gate.min_varied_groups:
         raise GateClosed(

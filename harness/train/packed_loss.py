@@ -1,8 +1,9 @@
-"""Log-probabilities of completions with every shared token forwarded once, in the shape in which TRL's loss wants them."""
+"""Log-probabilities of completions with every shared token forwarded once."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -63,19 +64,12 @@ def _log_probabilities(head: torch.nn.Module, hidden: Tensor, targets: Tensor, t
     return torch.cat(logps), torch.cat(entropies)
 
 
-def completion_logps(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of padded completions, 0 where they are masked. (B, logits_to_keep) each
+def tree_logps(model: torch.nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of the completions' tokens, one completion after the other. (C,) each
 
     Args:
         model: one that accepts trees, perhaps wrapped.
-        input_ids: prompts padded on the left, then completions padded on the right. (B, T)
-        attention_mask: 0 at padding. (B, T)
-        logits_to_keep: the width of the completions.
     """
-    kept = attention_mask.bool()
-    mask = kept[:, -logits_to_keep:]
-    prompts = [row[real].tolist() for row, real in zip(input_ids[:, :-logits_to_keep], kept[:, :-logits_to_keep], strict=True)]
-    completions = [row[real].tolist() for row, real in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
-    logps, entropies = model(tree=prefix_tree(prompts, completions, input_ids.device))
-    empty = logps.new_zeros(mask.shape)
-    return empty.masked_scatter(mask, logps), empty.masked_scatter(mask, entropies)
+    device = next(model.parameters()).device
+    logps, entropies = model(tree=prefix_tree(prompts, completions, device))
+    return logps, entropies

@@ -24,7 +24,6 @@ TRL_NAMES = {
     "learning_rate": "learning_rate",
     "entropy": "entropy",
     "mean_token_accuracy": "token_accuracy",
-    "completions/mean_length": "completion_tokens",
     "epoch": "epoch",
 }
 """Figures of the trainer's log that go into metrics.jsonl, under which name."""

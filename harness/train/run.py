@@ -28,11 +28,12 @@ from harness.train.checkpoint import Companions, export, last_resumable, make_ne
 from harness.train.config import TINY_MODEL, Supervised, TrainConfig
 from harness.train.curves import draw
 from harness.train.data import Baselines, Examples, Sample, corpus, load_examples, make_samples
-from harness.train.grpo import StepReward, srl_trainer
+from harness.train.grpo import reinforced_trainer
 from harness.train.measure import baseline_means, check_gate, validate
 from harness.train.prompts import Prompts
 from harness.train.recorder import Figures, Recorder, Stop, begin_stage, stage_reports
 from harness.train.sft import Sequences, sft_trainer
+from harness.train.step_rollouts import StepRollouts
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import StepExample
@@ -192,18 +193,11 @@ class _Training:
             facts = {f"gate_{name}": value for name, value in gate.items()}
             print(f"gate: format {gate['format_ok']:.1%}, groups that differ {gate['varied_groups']:.1%}: RL starts", file=sys.stderr)
         with RewardPool() as pool:
-            reward = StepReward(
-                self.train,
-                self.baselines,
-                end_tokens(self.tokenizer, self.model),
-                config.srl.rollouts,
-                self.run.path / "completions",
-                config.samples_logged,
-                pool,
-                config.srl.min_deviation,
-            )
-            trainer = srl_trainer(self.model, self.tokenizer, self.train, reward, config.srl, folder, config.seed, config.checkpoint_every)
-            self._stage("srl", trainer, lambda: reward.figures | trainer.refill.figures, self.checkpoints / "best", facts)
+            end = end_tokens(self.tokenizer, self.model)
+            completions = self.run.path / "completions"
+            source = StepRollouts(self.train, self.baselines, self.tokenizer, end, config.srl, completions, config.samples_logged, pool)
+            trainer = reinforced_trainer(self.model, self.tokenizer, source, config.srl, folder, config.seed, config.checkpoint_every)
+            self._stage("srl", trainer, lambda: source.figures | trainer.refill.figures, self.checkpoints / "best", facts)
 
     def _stage(self, stage: str, trainer: Trainer, extra: Callable[[], Figures], best: Path | None, facts: Figures) -> None:
         """Train to the end of a stage, from its last whole checkpoint where there is one.

@@ -19,25 +19,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from harness.runs import write_json
 from harness.train.config import Reinforced
+from harness.train.rollouts import Rollout
 from harness_trajectories.errors import UserError
 
 FILE = "sampling.json"
-
-
-class Completion(NamedTuple):
-    """One sampled completion; `reward` is NaN where it could not be scored."""
-
-    sample: int
-    tokens: list[int]
-    text: str
-    logprobs: list[float] | None
-    reward: float
 
 
 class PromptStream:
@@ -82,11 +73,11 @@ class Refill(TrainerCallback):
         self.frontier = 0
         self.figures: dict[str, float] = {}
 
-    def fill(self, sample_round: Callable[[list[int]], list[list[Completion]]], world: int = 1) -> list[list[Completion]]:
+    def fill(self, sample_round: Callable[[list[int], list[int]], list[list[Rollout]]], world: int = 1) -> list[list[Rollout]]:
         """`prompts` groups, in the stream's order.
 
         Args:
-            sample_round: samples and scores a group for each index; what it returns is the same in every process.
+            sample_round: rolls out a group for each item, given with its place in the stream; what it returns is the same in every process.
             world: processes; the prompts of a round are a multiple of it.
 
         Raises:
@@ -94,7 +85,7 @@ class Refill(TrainerCallback):
         """
         options = self._options
         limit = options.max_tries * options.prompts
-        kept: list[list[Completion]] = []
+        kept: list[list[Rollout]] = []
         seen = 0  # prompts decided on for this batch
         while len(kept) < options.prompts:
             if seen >= limit:
@@ -108,8 +99,8 @@ class Refill(TrainerCallback):
             wanted = (options.prompts - len(kept)) * max(seen, 1) / max(len(kept), 1)
             count = min(ceil(wanted) if seen else options.prompts, options.prompts, limit - seen)
             start = self.frontier + seen
-            drawn = ceil(count / world) * world
-            for group in sample_round([self._stream[place] for place in range(start, start + drawn)]):
+            places = list(range(start, start + ceil(count / world) * world))
+            for group in sample_round([self._stream[place] for place in places], places):
                 if len(kept) == options.prompts:
                     break
                 seen += 1

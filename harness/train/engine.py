@@ -1,0 +1,62 @@
+"""What samples for RL: token ids in, token ids and their log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from harness.generate import Sampled
+from harness.generate_hf import decode_chunks
+
+
+class Engine(Protocol):
+    """Samples from the policy. Unfiltered (top_p 1, no top_k): else the importance ratio is biased."""
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], copies: int = 1, max_tokens: int | None = None, seeds: Sequence[int] | None = None
+    ) -> list[list[Sampled]]:
+        """Completions of each prompt, in order.
+
+        Args:
+            copies: completions of each prompt; the prompt is read once.
+            max_tokens: of a completion, at most; None: the run's limit.
+            seeds: one for each completion (B × copies), which then depends on nothing else that is sampled.
+        """
+
+    def refresh(self) -> None:
+        """Take over the policy's weights and forget what was computed with older ones. Called after every optimizer step."""
+
+
+class ModelEngine:
+    """Samples from the model that is trained itself, by `harness.generate_hf.decode`.
+
+    Args:
+        model: gives the model, whatever it is wrapped in.
+        end: tokens that end a completion.
+        batch: completions decoded at once.
+    """
+
+    def __init__(
+        self, model: Callable[[], PreTrainedModel], end: Sequence[int], pad: int, max_tokens: int, temperature: float, batch: int
+    ) -> None:
+        self._model = model
+        self._end = end
+        self._pad = pad
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._batch = batch
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], copies: int = 1, max_tokens: int | None = None, seeds: Sequence[int] | None = None
+    ) -> list[list[Sampled]]:
+        """Prompts of like length are decoded together, the longest first."""
+        groups: list[list[Sampled]] = [[] for _ in prompts]
+        options = {"end": self._end, "pad": self._pad, "max_tokens": max_tokens or self._max_tokens, "temperature": self._temperature}
+        for index, group in decode_chunks(self._model(), prompts, self._batch, copies=copies, seeds=seeds, **options):
+            groups[index] = group
+        return groups
+
+    def refresh(self) -> None:
+        """Nothing to take over."""
