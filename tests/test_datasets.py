@@ -234,7 +234,7 @@ def patches(shared_data: Path) -> list[str]:
 
 
 def test_reverse_is_what_git_says_for_the_other_direction(tmp_path: Path) -> None:
-    """`git diff -R`, section by section: renames, quoted names, modes, new and removed files, missing ends of lines."""
+    """`git diff -R`, section by section: renames, quoted names, modes, new, removed and binary files, missing ends of lines."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
@@ -250,6 +250,8 @@ def test_reverse_is_what_git_says_for_the_other_direction(tmp_path: Path) -> Non
         ("dashes", "-- a\n++ b\n"),
     ):
         (tmp_path / name).write_text(text)
+    (tmp_path / "icon").write_bytes(bytes(range(256)) * 9)
+    (tmp_path / "old.bin").write_bytes(b"\0gone")
     git("add", "-A")
     before = git("write-tree").strip()
     (tmp_path / "old name").rename(tmp_path / "new")
@@ -258,10 +260,13 @@ def test_reverse_is_what_git_says_for_the_other_direction(tmp_path: Path) -> Non
     (tmp_path / "gone").unlink()
     for name, text in (("new", lines.replace("15\n", "x\n")), ("tail", "1\n3\n"), ("dashes", "++ b\n-- c\n"), ("added", "a")):
         (tmp_path / name).write_text(text)
+    (tmp_path / "icon").write_bytes(bytes(range(256)) * 8 + b"end")
+    (tmp_path / "old.bin").unlink()
+    (tmp_path / "new.bin").write_bytes(b"\0new")
     git("add", "-A")
-    patch = git("diff", "--cached", "-M", before)
-    assert all(kind in patch for kind in ("rename from", "new mode", "new file", "deleted file", '"a/', "No newline"))
-    wanted = git("diff", "--cached", "-M", "-R", "--src-prefix=b/", "--dst-prefix=a/", before)
+    patch = git("diff", "--cached", "-M", "--binary", before)
+    assert all(kind in patch for kind in ("rename from", "new mode", "new file", "deleted file", '"a/', "No newline", "delta", "literal"))
+    wanted = git("diff", "--cached", "-M", "-R", "--binary", "--src-prefix=b/", "--dst-prefix=a/", before)
     sections = re.compile(r"^(?=diff --git )", re.MULTILINE)
     assert sorted(sections.split(reverse(patch))) == sorted(sections.split(wanted))
 
@@ -286,6 +291,8 @@ def test_reverse_undoes_what_git_applies(shared_data: Path, tmp_path: Path) -> N
         assert reverse(reverse(patch)) == patch
     with pytest.raises(ValueError, match="cannot be turned round"):
         reverse("diff --git a/x b/y\nsimilarity index 100%\ncopy from x\ncopy to y\n")
+    with pytest.raises(ValueError, match="'Binary files a/x and b/x differ' cannot be turned round"):
+        reverse("diff --git a/x b/x\nindex 1..2 100644\nBinary files a/x and b/x differ\n")
 
 
 def test_excerpts_are_the_old_side_of_a_patch(shared_data: Path) -> None:

@@ -16,6 +16,8 @@ _AS_BINARY = "attributes"
 _ONE_SIDED = re.compile(r'^diff --git ("?)([ab])/(.*) \1\2/\3$', re.MULTILINE)
 """The header of a file that is on one side only: outside a repository git names that side twice."""
 
+_BINARY = re.compile(r"^(GIT binary patch\n)((?:literal|delta) \d+\n(?:.+\n)*)\n((?:literal|delta) \d+\n(?:.+\n)*)\n", re.MULTILINE)
+"""What makes the new content of the old, then what makes the old of the new."""
 _HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)", re.DOTALL)
 
 
@@ -61,17 +63,17 @@ def git_apply(files: Mapping[str, str | None], patch: str) -> dict[str, str | No
 
 
 def reverse(patch: str) -> str:
-    """The patch that undoes a git patch of text files.
+    """The patch that undoes a git patch.
 
     Raises:
-        ValueError: it copies a file or holds binary content.
+        ValueError: it copies a file, or names a binary file without its content.
     """
     out: list[str] = []
     removed: list[str] = []
     added: list[str] = []
     old = new = 0  # lines that the hunk still has on either side
     last = out  # where the line before went; `\ No newline at end of file` follows it
-    for line in patch.split("\n"):
+    for line in _BINARY.sub(r"\1\3\n\2\n", patch).split("\n"):
         if line.startswith("\\"):
             last.append(line)
         elif (old or new) and line[:1] in ("+", "-"):
@@ -95,7 +97,7 @@ def reverse(patch: str) -> str:
                 if what == "rename":
                     at = max(index for index, header in enumerate(out) if header.startswith("diff --git "))
                     out[at] = f"diff --git {_sided('a/', value)} {_sided('b/', before)}"
-            elif line.startswith(("copy ", "GIT binary patch", "Binary files ")):
+            elif line.startswith(("copy ", "Binary files ")):
                 raise ValueError(f"a patch with {line[:40]!r} cannot be turned round")
             elif line.startswith(("new file mode ", "deleted file mode ")):
                 line = line.replace("new", "deleted", 1) if line.startswith("new") else line.replace("deleted", "new", 1)
