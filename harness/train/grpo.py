@@ -83,9 +83,13 @@ class ReinforcedTrainer(GRPOTrainer):
         return super()._generate_and_score_completions([{"prompt": ""} for _ in self._present])
 
     def _round(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
+        groups = self.roll_out(items, places)
+        self.source.note(self.state.global_step + 1, groups)
+        return groups
+
+    def roll_out(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         """A group for each of these items; every process does its part and gets all."""
         groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.engine))
-        self.source.note(self.state.global_step + 1, groups)
         return groups
 
     def _mine(self, items: list[Any]) -> list[Any]:

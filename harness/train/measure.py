@@ -1,17 +1,17 @@
-"""Figures of a model on steps: validation by greedy decoding, and the gate before RL by sampling."""
+"""Figures of a model: validation by greedy decoding of steps, and the gate before RL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate_hf import decode_chunks, end_tokens
 from harness.reward import Scored, step_reward
-from harness.train.config import TrainConfig
+from harness.train.config import Gate
 from harness.train.data import Baselines, Sample
-from harness.train.sampling import has_signal
+from harness.train.rollouts import Rollout, Source
+from harness.train.sampling import PromptStream
 
 
 class GateClosed(RuntimeError):
@@ -61,34 +61,25 @@ def validate(
 
 
 def check_gate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], config: TrainConfig
+    source: Source, roll_out: Callable[[list[int], list[int]], list[list[Rollout]]], options: Gate, seed: int
 ) -> dict[str, float]:
-    """Sample a few groups as RL would and look at them.
+    """Roll out a few groups as RL would and look at them.
 
     Raises:
-        GateClosed: too few completions of good format, or too few groups with differing rewards.
+        GateClosed: too little of what the model wrote has the format, or too few groups have rewards that differ.
     """
-    end = end_tokens(tokenizer, model)
-    chosen = samples[: config.gate.groups]
-    prompts = [sample.prompt.ids() for sample in chosen]
-    options: dict[str, Any] = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": config.srl.max_completion_tokens}
-    options |= {"temperature": config.srl.temperature, "copies": config.srl.rollouts}
-    scored: list[Scored] = []
-    clipped: list[bool] = []
-    varied = 0
-    for index, group in decode_chunks(model, prompts, config.srl.sample_batch, **options):
-        scores = [_score(tokenizer, tokens, chosen[index]) for tokens, _ in group]
-        varied += has_signal([score.reward for score in scores], config.srl.min_deviation)
-        scored += scores
-        clipped += [tokens[-1] not in end for tokens, _ in group]
-    figures = {**summary(scored, clipped), "varied_groups": varied / len(chosen), "groups": len(chosen)}
-    if figures["format_ok"] < config.gate.min_format_rate or figures["varied_groups"] < config.gate.min_varied_groups:
+    stream = PromptStream(source.size, seed)
+    count = min(options.groups, source.size)
+    groups = roll_out([stream[place] for place in range(count)], [-1 - place for place in range(count)])
+    source.note(0, groups)
+    figures = {**source.figures, "varied_groups": 1 - source.figures["zero_variance"], "groups": len(groups)}
+    if figures["format_ok"] < options.min_format_rate or figures["varied_groups"] < options.min_varied_groups:
         raise GateClosed(
-            f"RL does not start: of {len(scored)} sampled completions ({len(chosen)} prompts × {config.srl.rollouts}) "
-            f"{figures['format_ok']:.1%} have the format (gate.min_format_rate {config.gate.min_format_rate:.0%}), and "
-            f"{figures['varied_groups']:.1%} of the groups differ in reward (gate.min_varied_groups {config.gate.min_varied_groups:.0%}); "
-            f"mean reward {figures['reward']:.3f}, clipped {figures['clipped']:.1%}. Warm up longer (--warmup.epochs=N), or start from a "
-            "model that follows the format"
+            f"RL does not start: of {len(groups)} groups of {source.rollouts} sampled, {figures['format_ok']:.1%} of the outputs have the "
+            f"format (gate.min_format_rate {options.min_format_rate:.0%}), and {figures['varied_groups']:.1%} of the groups differ in "
+            f"reward (gate.min_varied_groups {options.min_varied_groups:.0%}); mean reward {figures['reward']:.3f}, clipped "
+            f"{figures['clipped']:.1%}. Warm up longer (--warmup.epochs=N), or start from a model that follows the format and is right at "
+            "times"
         )
     return figures
 

@@ -6,16 +6,19 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from harness.progress import Progress
 from harness.runs import Run, read_jsonl, write_text
 from harness.train.checkpoint import WHOLE, Companions, export, validation_of
+
+if TYPE_CHECKING:
+    from harness.train.stages import Stage
 
 Figures = dict[str, float]
 TRL_NAMES = {
@@ -53,35 +56,19 @@ class Recorder(TrainerCallback):
     """Of one stage.
 
     Args:
-        stage: `warmup`, `sft` or `srl`.
-        steps: optimizer steps of the stage.
-        validate: figures of the model as it is.
-        extra: figures of the last step that the trainer's log lacks.
-        best: folder of the best checkpoint; None where this stage keeps none.
+        every: optimizer steps between validations.
+        best: folder of the stage's best checkpoint.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        stage: str,
-        steps: int,
-        companions: Companions,
-        stop: Stop,
-        validate: Callable[[], Figures] | None,
-        every: int,
-        extra: Callable[[], Figures],
-        best: Path | None,
-    ) -> None:
+    def __init__(self, run: Run, stage: Stage, companions: Companions, stop: Stop, every: int, best: Path) -> None:
         self._run = run
         self._stage = stage
         self._companions = companions
         self._stop = stop
-        self._validate = validate
         self._every = every
-        self._extra = extra
         self._best = best
         self._since = time.monotonic()
-        self.progress = Progress(steps, stage)
+        self.progress = Progress(stage.trainer.args.max_steps, stage.name)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.progress.resume_at(state.global_step)
@@ -99,9 +86,9 @@ class Recorder(TrainerCallback):
             return
         now = time.monotonic()
         row = {TRL_NAMES[name]: value for name, value in logs.items() if name in TRL_NAMES}
-        row |= self._extra()
-        self._run.log({"stage": self._stage, "step": state.global_step, **row, "seconds": round(now - self._since, 3)})
-        shown = {name: float(row[name]) for name in ("loss", "reward", "format_ok", "exact") if isinstance(row.get(name), float)}
+        row |= self._stage.extra()
+        self._run.log({"stage": self._stage.name, "step": state.global_step, **row, "seconds": round(now - self._since, 3)})
+        shown = {name: float(row[name]) for name in ("loss", "reward", "format_ok", "exact", "solved") if isinstance(row.get(name), float)}
         self.progress.advance(1, **shown)
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self._measure(state.global_step, others["model"])
@@ -113,16 +100,15 @@ class Recorder(TrainerCallback):
         (directory / WHOLE).touch()
 
     def _measure(self, step: int, model: Any) -> None:
-        if self._validate is None:
+        if self._stage.measure is None:
             return
         started = time.monotonic()
-        figures = self._validate()
+        figures = self._stage.measure()
         row = {f"val_{name}": value for name, value in figures.items()}
-        self._run.log({"stage": self._stage, "step": step, **row, "seconds": round(time.monotonic() - started, 3)})
-        if self._best is not None:
-            before = validation_of(self._best)
-            if before is None or rank(figures) > rank(before):
-                export(model, self._companions, self._best, {"step": step, **figures})
+        self._run.log({"stage": self._stage.name, "step": step, **row, "seconds": round(time.monotonic() - started, 3)})
+        before = validation_of(self._best)
+        if before is None or _rank(figures, self._stage.rank) > _rank(before, self._stage.rank):
+            export(model, self._companions, self._best, {"step": step, **figures})
 
 
 def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:
@@ -158,6 +144,5 @@ def stage_reports(run: Run) -> dict[str, dict[str, Any]]:
     return reports
 
 
-def rank(figures: Figures) -> tuple[float, float]:
-    """By which validations are compared: the rate of exact actions, then the mean reward."""
-    return figures["exact"], figures["reward"]
+def _rank(figures: Figures, names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(figures[name] for name in names)

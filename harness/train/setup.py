@@ -1,0 +1,122 @@
+"""What the stages of a run share: the model to start from, the steps to train on, what is written beside the weights."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness import contamination
+from harness.env import Env
+from harness.generate_hf import end_tokens, load_model, load_tokenizer
+from harness.prompt import PromptPolicy
+from harness.runs import Run
+from harness.train.checkpoint import Companions
+from harness.train.config import TINY_MODEL, TrainConfig
+from harness.train.data import Baselines, Examples, Sample, corpus, load_examples, make_samples
+from harness.train.measure import baseline_means
+from harness.train.prompts import Prompts
+from harness.train.recorder import Figures
+from harness.train.tiny import build_model, train_tokenizer
+from harness_trajectories.errors import UserError
+from harness_trajectories.steps import StepExample
+
+TOKENS = "tokens"
+"""Folder of the run's token store; it goes when the run is finished."""
+
+
+class Setup(NamedTuple):
+    """Ready for the first stage."""
+
+    config: TrainConfig
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    companions: Companions
+    train: Sequence[Sample]
+    val: Sequence[Sample]
+    baselines: Baselines
+    baseline_figures: Figures
+    """On the validation steps."""
+    data: dict[str, Any]
+    """For the report: counts of the data and what became of it."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run.path / "checkpoints"
+
+    def resumable(self, stage: str) -> Path:
+        """Where the resumable checkpoints of a stage lie."""
+        return self.checkpoints / "resume" / stage
+
+
+def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
+    """Data and model of a run.
+
+    Raises:
+        UserError: data, model or options cannot be used.
+    """
+    started = time.monotonic()
+    examples = load_examples(config, env)
+    before = contamination.trained_on(Path(config.model)) if Path(config.model).is_dir() else None
+    seen = examples.instances | (before or frozenset())
+    contamination.guard(seen, config.exclude)
+    tokenizer, model = _base(config, run.path / "checkpoints" / "base", examples)
+    cuts: Counter[str] = Counter()
+    limit = config.max_prompt_tokens
+    prompts = Prompts(tokenizer, run.path / TOKENS)
+    train = make_samples(examples.train, examples.systems, prompts, limit, cuts)
+    val = make_samples(_some(examples.val, config.validation.steps, config.seed), examples.systems, prompts, limit, cuts)
+    if cuts["prompts"]:
+        print(f"cut to {limit} tokens: {cuts['prompts']} of {len(train) + len(val)} prompts {dict(cuts)}", file=sys.stderr)
+    policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)
+    baselines = Baselines(train, config.seed)
+    lengths = [sample.prompt_tokens for sample in train]
+    data = {
+        **examples.counts,
+        "train_steps": len(train),
+        "val_steps": len(val),
+        "cuts": dict(cuts),
+        "prompt_tokens": {"mean": sum(lengths) / len(lengths), "max": max(lengths)},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    companions = Companions(tokenizer, policy, frozenset(seen))
+    return Setup(config, run, tokenizer, model, companions, train, val, baselines, baseline_means(val or train[:200], baselines), data)
+
+
+def _base(config: TrainConfig, made: Path, examples: Examples) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model to start from. A tiny one is built once and then belongs to the run.
+
+    Args:
+        made: where the run keeps it.
+    """
+    if config.tokenizer and config.model != TINY_MODEL:
+        raise UserError(f"--tokenizer goes with --model {TINY_MODEL}; {config.model} brings its own")
+    if config.model != TINY_MODEL or made.exists():
+        source = str(made) if config.model == TINY_MODEL else config.model
+        tokenizer, model = load_tokenizer(source), load_model(source)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else train_tokenizer(corpus(examples), config.tiny.vocabulary)
+        model = build_model(config.tiny, tokenizer, config.seed)
+    model.generation_config.eos_token_id = end_tokens(tokenizer, model)
+    return tokenizer, model.to(_device(config))
+
+
+def _device(config: TrainConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _some(examples: list[StepExample], limit: int, seed: int) -> list[StepExample]:
+    """At most `limit` of them, drawn by `seed`, in their order."""
+    if len(examples) <= limit:
+        return examples
+    return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), limit))]

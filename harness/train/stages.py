@@ -1,0 +1,108 @@
+"""The stages of a run: a trainer each, with what is measured beside it. A method is a list of stages, each from the last one's result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from transformers import Trainer, set_seed
+
+from harness.generate_hf import end_tokens
+from harness.reward_pool import RewardPool
+from harness.train.checkpoint import last_resumable
+from harness.train.config import TrainConfig
+from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
+from harness.train.measure import check_gate, validate
+from harness.train.recorder import Figures
+from harness.train.setup import Setup
+from harness.train.sft import Sequences, sft_trainer
+from harness.train.step_rollouts import StepRollouts
+
+
+class Stage(NamedTuple):
+    """A stage that is ready to train."""
+
+    name: str
+    trainer: Trainer
+    measure: Callable[[], Figures] | None
+    """Validation of the model as it is; None where nothing is held out."""
+    rank: tuple[str, ...]
+    """The figures of `measure` by which checkpoints are compared."""
+    extra: Callable[[], Figures] = dict
+    """Figures of the last step that the trainer's log lacks."""
+    facts: Mapping[str, float] = {}
+    """Figures of its beginning."""
+
+
+def stages_of(config: TrainConfig) -> list[str]:
+    """The names of a run's stages, in order."""
+    if config.method == "sft":
+        return ["sft"]
+    return [*(["warmup"] if config.warmup.epochs else []), "srl"]
+
+
+@contextmanager
+def supervised(setup: Setup, name: str) -> Iterator[Stage]:
+    """`warmup` or `sft`: the options are those of that name."""
+    config = setup.config
+    options = {"warmup": config.warmup, "sft": config.sft}[name]
+    sequences = Sequences(setup.train, setup.tokenizer, options)
+    if sequences.dropped:
+        print(f"{name}: {sequences.dropped} sequences longer than {options.max_tokens} tokens are left out", file=sys.stderr)
+    set_seed(config.seed)
+    trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, setup.resumable(name), config.seed, config.checkpoint_every)
+    facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}
+    yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), facts=facts)
+
+
+@contextmanager
+def srl(setup: Setup, name: str) -> Iterator[Stage]:
+    """RL on the similarity of single steps.
+
+    Raises:
+        GateClosed: RL does not start.
+    """
+    config, options = setup.config, setup.config.srl
+    with RewardPool() as pool:
+        end = end_tokens(setup.tokenizer, setup.model)
+        completions = setup.run.path / "completions"
+        source = StepRollouts(setup.train, setup.baselines, setup.tokenizer, end, options, completions, config.samples_logged, pool)
+        folder = setup.resumable(name)
+        set_seed(config.seed)
+        trainer = reinforced_trainer(setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every)
+        facts = _gate(setup, name, trainer)
+        extra = partial(_figures, trainer)
+        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), extra, facts)
+
+
+STAGES: Mapping[str, Callable[[Setup, str], AbstractContextManager[Stage]]] = {"warmup": supervised, "sft": supervised, "srl": srl}
+
+
+def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
+    """What the gate found, where the stage is at its beginning."""
+    if last_resumable(setup.resumable(name)) is not None:
+        return {}
+    gate = check_gate(trainer.source, trainer.roll_out, setup.config.gate, setup.config.seed)
+    print(f"gate: format {gate['format_ok']:.1%}, groups that differ {gate['varied_groups']:.1%}: RL starts", file=sys.stderr)
+    set_seed(setup.config.seed)
+    return {f"gate_{figure}": value for figure, value in gate.items()}
+
+
+def _figures(trainer: ReinforcedTrainer) -> Figures:
+    return trainer.source.figures | trainer.refill.figures
+
+
+def _on_steps(setup: Setup) -> Callable[[], Figures] | None:
+    """Validation on the held-out steps."""
+    if not setup.val:
+        return None
+    options = setup.config.srl
+
+    def measure() -> Figures:
+        found = validate(setup.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch)
+        return found | setup.baseline_figures
+
+    return measure
