@@ -12,16 +12,14 @@ others. One that ended in an error of the infrastructure has no verdict and is t
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
@@ -29,22 +27,14 @@ from harness.agent import Episode, Save
 from harness.env import OpenSandbox, Status
 from harness.generate import Generator
 from harness.plan import Item, Plan, require_images
-from harness.play import play
+from harness.play import Interrupted, persist, play, terminable
 from harness.progress import Progress
 from harness.runs import append_jsonl, open_run, write_json, write_text
 from harness.sandbox_open import Sandboxes
 from harness.score import summarize
 
-PAUSES = (1.0, 5.0)
-"""Seconds before each further try of an episode whose infrastructure failed: an engine that is started again needs some."""
-
-
 Player = Callable[[Item, Save], tuple[Episode, list[str]]]
 """Plays an episode once (`harness.play.play`)."""
-
-
-class Interrupted(Exception):
-    """The evaluation was told to stop."""
 
 
 def evaluate(
@@ -74,7 +64,7 @@ def evaluate(
         require_images(plan, [item.task for item in todo if item.sample in (None, 1)])
     try:
         if todo:
-            with ExitStack() as stack, _terminable():
+            with ExitStack() as stack, terminable():
                 player, stop = _players(plan, generator, open_sandbox, cluster, stack)
                 _Work(plan, folder, player, stop).all(todo, workers)
     finally:
@@ -116,23 +106,6 @@ def _by_repository(items: Iterable[Item]) -> list[Item]:
     for item in items:
         groups.setdefault(tuple(getattr(item.task, name, None) for name in ("repo", "version")), []).append(item)
     return [item for group in groups.values() for item in group]
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the main thread as Ctrl-C does, so that sandboxes are taken away."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def file_name(instance: str) -> str:
@@ -184,15 +157,9 @@ class _Work:
 
     def instance(self, item: Item) -> None:
         """One episode until it has a verdict or its tries are used up."""
-        for attempt, pause in enumerate((*PAUSES, 0.0), 1):
-            episode, notes = self._play(item, partial(self._saved, item))
-            if self._stop.is_set():
-                raise Interrupted
-            if episode.exit != "infra_error":
-                break
-            print(f"{item.name}: infrastructure failed, try {attempt} of {len(PAUSES) + 1}: {episode.error}", file=sys.stderr)
-            self._stop.wait(pause)
-        status = self._keep(item, episode, notes, attempt)
+        attempt = partial(self._play, item, partial(self._saved, item))
+        episode, notes, tries = persist(attempt, item.name, self._stop)
+        status = self._keep(item, episode, notes, tries)
         with self._lock:
             self._counts[status or "not graded"] += 1
             self._progress.advance(**self._counts)

@@ -6,7 +6,7 @@ import gzip
 import queue
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +115,13 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> li
     ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     ids += declared if isinstance(declared, list) else [declared]
     return sorted({token for token in ids if token is not None and token != tokenizer.unk_token_id})
+
+
+def completion_of(tokenizer: PreTrainedTokenizerBase, end: Collection[int], prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
+    """New tokens as text, without the one of `end` that ended them."""
+    stopped = bool(tokens) and tokens[-1] in end
+    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
+    return Completion(text, len(prompt), len(tokens), "stop" if stopped else "length")
 
 
 def decode(
@@ -333,6 +340,4 @@ class TransformersGenerator:
                 job.answer.set_exception(error)
             return
         for job, (tokens, _) in zip(jobs, completions, strict=True):
-            stopped = bool(tokens) and tokens[-1] in self._end
-            text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-            job.answer.set_result(Completion(text, len(job.prompt), len(tokens), "stop" if stopped else "length"))
+            job.answer.set_result(completion_of(self.tokenizer, self._end, job.prompt, tokens))

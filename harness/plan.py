@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.agent import Limits
 from harness.contamination import overlap
-from harness.env import Env, SandboxTask, Task, load_env
+from harness.env import Env, SandboxTask, Split, Task, load_env
 from harness.generate import Sampling, is_endpoint, parse_endpoint
 from harness.images import ImagePolicy, absent
 from harness.prompt import PromptPolicy
@@ -163,17 +163,25 @@ def prepare(config: EvalConfig, model_name: str | None = None, images: ImagePoli
             f"{config.predictions}: {len(unknown)} predictions are for instances not among those to grade: {', '.join(unknown[:3])}"
         )
     both = overlap(checkpoint, tasks, config.allow_overlap) if checkpoint else []
-    builds = tuple((task.image, task.build) for task in tasks.values() if isinstance(task, SandboxTask) and task.image and task.build)
-    plan = Plan(config, env, options, tasks, policy, predictions, label, both, (images or ImagePolicy())._replace(builds=builds))
+    built = (images or ImagePolicy())._replace(builds=builds(tasks.values()))
+    plan = Plan(config, env, options, tasks, policy, predictions, label, both, built)
     if plan.needs_model and config.model is None and model_name is None:
         require_images(plan, tasks.values())
         raise UserError(f"no --model, and no checkpoint under {RUNS}/**/checkpoints. Train one (harness train), or give --model")
     return plan
 
 
-def require_images(plan: Plan, tasks: Collection[Task]) -> None:
+def builds(tasks: Iterable[Task]) -> tuple[tuple[str, str], ...]:
+    """The images that tasks have built, and of what (`ImagePolicy.builds`)."""
+    return tuple((task.image, task.build) for task in tasks if isinstance(task, SandboxTask) and task.image and task.build)
+
+
+def require_images(plan: Plan, tasks: Collection[Task], pulling: str | None = None) -> None:
     """Say what images are not here before anything is begun. Where they are pulled, the first is, so that what cannot be pulled is said
     once. Where nothing is graded and prompts can be made without them, a line on stderr says so.
+
+    Args:
+        pulling: the command that pulls them; None: that of the evaluation.
 
     Raises:
         UserError: images are needed that are not here and are not or cannot be pulled, or no engine answers.
@@ -205,7 +213,7 @@ def require_images(plan: Plan, tasks: Collection[Task]) -> None:
     elif missing:
         given = ((name, getattr(plan.config, name)) for name in ("domain", "mode", "scaffold", "model", "predictions", "dataset"))
         words = [word for name, value in given if value != EvalConfig.model_fields[name].default for word in (f"--{name}", str(value))]
-        raise absent(missing, affected, len(tasks), shlex.join(["harness", "eval", *words, "--pull"]))
+        raise absent(missing, affected, len(tasks), pulling or shlex.join(["harness", "eval", *words, "--pull"]))
 
 
 def read_predictions(path: Path) -> tuple[dict[str, str], str]:
@@ -324,11 +332,7 @@ def _env_options(config: EvalConfig, env: type[Env], policy: PromptPolicy) -> di
 
 
 def _tasks(config: EvalConfig, env: type[Env], options: BaseModel) -> dict[str, Task]:
-    tasks: dict[str, Task] = {}
-    for task in env.tasks(options, "test"):
-        if task.id in tasks:
-            raise UserError(f"two instances have the id {task.id!r}; ids must be unique")
-        tasks[task.id] = task
+    tasks = tasks_of(env, options, "test")
     if not tasks:
         raise UserError(f"{config.dataset or config.domain}: no instances to evaluate")
     for wanted in config.instances:
@@ -337,3 +341,17 @@ def _tasks(config: EvalConfig, env: type[Env], options: BaseModel) -> dict[str, 
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(f"--instances: no instance {wanted!r} in {config.dataset or config.domain}{hint}")
     return {name: tasks[name] for name in config.instances} if config.instances else tasks
+
+
+def tasks_of(env: type[Env], options: BaseModel, split: Split) -> dict[str, Task]:
+    """The tasks of a split by id, in their order.
+
+    Raises:
+        UserError: two have the same id.
+    """
+    tasks: dict[str, Task] = {}
+    for task in env.tasks(options, split):
+        if task.id in tasks:
+            raise UserError(f"two instances have the id {task.id!r}; ids must be unique")
+        tasks[task.id] = task
+    return tasks

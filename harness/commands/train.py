@@ -32,12 +32,24 @@ GENERATED = 2000
 def train(
     context: typer.Context,
     domain: str = typer.Option(..., help="swe, math, another name of `harness env list`, or package.module:Class."),
-    method: Literal["srl", "sft"] | None = typer.Option(None, help="Step-wise RL, or supervised fine-tuning.  [default: srl]"),
+    method: Literal["srl", "sft", "rlvr", "pipeline"] | None = typer.Option(
+        None,
+        help="srl: RL on the similarity of single steps. sft: supervised. rlvr: RL on the outcome of episodes. pipeline: warm-up, SRL, "
+        "RLVR.  [default: srl]",
+    ),
     model: str | None = typer.Option(
         None, help="Checkpoint folder, hub id, or tiny: a small model built on the spot.  [default: tiny without a GPU, else 7B]"
     ),
     tokenizer: str | None = typer.Option(None, help="With --model tiny: folder or tokenizer.json(.gz) instead of one trained on the data."),
     data: list[str] | None = typer.Option(None, help="Imported folder, files, or hub id; may be repeated.  [default: generated tasks]"),
+    dataset: str | None = typer.Option(
+        None, help="RLVR's tasks: as for harness eval.  [default: those of a generated --data folder, else the environment's own]"
+    ),
+    mode: Literal["oracle", "e2e"] | None = typer.Option(None, help="How RLVR's tasks are played, as for harness eval.  [default: e2e]"),
+    scaffold: Literal["agent", "agentless"] | None = typer.Option(None, help="How e2e is played.  [default: agent]"),
+    sandbox: Literal["docker", "local"] | None = typer.Option(
+        None, help="Of RLVR's episodes; local runs commands on this machine, unprotected.  [default: docker]"
+    ),
     exclude: list[str] | None = typer.Option(
         None, help="Evaluation set (file of rows or ids, or hub id) that must not be trained on: data with its instances is refused."
     ),
@@ -46,7 +58,7 @@ def train(
     config: Path | None = typer.Option(None, help="YAML file of options, such as configs/swe-srl.yaml."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
-    """Train a model on expert steps. Further options: --srl.learning_rate=1e-6, --warmup.epochs=4, --env.x=y …"""
+    """Train a model. Further options: --srl.learning_rate=1e-6, --warmup.epochs=4, --episodes.workers=8, --env.x=y …"""
     import os
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: spinning threads cost up to 9 times on a shared CPU
@@ -59,8 +71,12 @@ def train(
 
     env = load_env(domain)
     given = {"domain": domain, "method": method, "model": model, "tokenizer": tokenizer, "data": data or None, "exclude": exclude or None}
-    overrides = [*(f"--{name}={json.dumps(value)}" for name, value in given.items() if value is not None), *context.args]
+    played = {"dataset": dataset, "mode": mode, "scaffold": scaffold, "sandbox": sandbox}
+    words = {**given, **{f"episodes.{name}": value for name, value in played.items()}}
+    overrides = [*(f"--{name}={json.dumps(value)}" for name, value in words.items() if value is not None), *context.args]
     named = {**(read_yaml(config) if config else {}), **{name: value for name, value in given.items() if value is not None}}
+    if dataset is not None:
+        named["episodes"] = {"dataset": dataset}
     chosen = _model_and_data(domain, named)
     if is_tiny(str(chosen["model"])):
         note("tiny preset: a model of a few million parameters on short prompts")
@@ -92,6 +108,8 @@ def _model_and_data(domain: str, named: Mapping[str, Any]) -> dict[str, Any]:
         note(f"--model not given: {model}" + ("" if published else " (no GPU here)" if domain in PUBLISHED else ""))
     if "data" in named:
         return {"model": model, "data": named["data"]}
+    if named.get("method") == "rlvr" and model != TINY_MODEL and (published or (named.get("episodes") or {}).get("dataset")):
+        return {"model": model}  # it reads no expert steps
     if published and not is_tiny(str(model)):
         note(f"--data not given: {', '.join(published['data'])}")
         return {**published, "model": model}
@@ -119,16 +137,32 @@ def _slug(domain: str) -> str:
 
 
 def _text(report: Mapping[str, Any], out: Path) -> str:
-    lines = [f"{out}: {report['method']} on {report['data']['train_steps']} steps, {report['parameters'] / 1e6:.2f}M parameters"]
-    lines.append(f"{'held-out steps':<16}{'format':>8}{'exact':>8}{'similarity':>12}{'reward':>8}")
-    rows = {
-        f"{stage}, {when}": figures[when] for stage, figures in report["stages"].items() for when in ("before", "after") if when in figures
-    }
-    for name, figures in {**rows, **({"best": report["best"]} if "best" in report else {})}.items():
-        cells = (figures["format_ok"], figures["exact"], figures["similarity"], figures["reward"])
-        lines.append(f"{name:<16}{cells[0]:>8.3f}{cells[1]:>8.3f}{cells[2]:>12.3f}{cells[3]:>8.3f}")
-    baselines = report["baselines"]
-    lines.append(
-        f"{'constant action':<36}{baselines['baseline_constant']:>8.3f}\n{'last action again':<36}{baselines['baseline_copy']:>8.3f}"
-    )
+    data, rows = report["data"], _rows(report)
+    counts = " and ".join(f"{data[key]} {what}" for key, what in (("train_steps", "steps"), ("train_tasks", "tasks")) if key in data)
+    lines = [f"{out}: {report['method']} on {counts}, {report['parameters'] / 1e6:.2f}M parameters"]
+    steps = {name: found for name, row in rows.items() if (found := row if "exact" in row else _of_steps(row))}
+    if steps:
+        lines.append(f"{'held-out steps':<16}{'format':>8}{'exact':>8}{'similarity':>12}{'reward':>8}")
+        for name, row in steps.items():
+            lines.append(f"{name:<16}{row['format_ok']:>8.3f}{row['exact']:>8.3f}{row['similarity']:>12.3f}{row['reward']:>8.3f}")
+        for name, baseline in (("constant action", "baseline_constant"), ("last action again", "baseline_copy")):
+            lines.append(f"{name:<36}{report['baselines'][baseline]:>8.3f}")
+    tasks = {name: row for name, row in rows.items() if "solved" in row}
+    if tasks:
+        lines.append(f"{'held-out tasks':<16}{'format':>8}{'solved':>8}{'turns':>12}{'reward':>8}{'of':>8}")
+        for name, row in tasks.items():
+            graded = row["episodes"] - row["unscorable"]
+            cells = f"{row['format_ok']:>8.3f}{row['solved']:>8.3f}{row['turns']:>12.1f}{row['reward']:>8.3f}{graded:>8.0f}"
+            lines.append(f"{name:<16}{cells}")
     return "\n".join([*lines, f"checkpoint: {report['checkpoint']}"])
+
+
+def _rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """The validations of a run: before and after each stage, and the best of the last."""
+    rows = {f"{stage}, {when}": found[when] for stage, found in report["stages"].items() for when in ("before", "after") if when in found}
+    return {**rows, **({"best": report["best"]} if "best" in report else {})}
+
+
+def _of_steps(row: Mapping[str, float]) -> dict[str, float]:
+    """What an RLVR stage measured on steps, beside its tasks."""
+    return {name.removeprefix("step_"): value for name, value in row.items() if name.startswith("step_")}

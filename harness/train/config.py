@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.agent import Limits
 from harness.prompt import PromptPolicy
 from harness_trajectories.steps import ContextPolicy, Targets
 
+Method = Literal["srl", "sft", "rlvr", "pipeline"]
 TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
@@ -56,8 +58,18 @@ class Supervised(Options):
     """Train on the prompt's tokens too, as in pretraining."""
 
 
+class WarmUp(Supervised):
+    """Supervised warm-up before RL; the published recipe has none."""
+
+    epochs: float = Field(default=0.0, ge=0)
+    """0: not done."""
+
+
 class Reinforced(Options):
-    """SRL: GRPO on the similarity of single steps. Sampling is unfiltered (top_p 1, no top_k): else the importance ratio is biased."""
+    """GRPO, on the similarity of single steps (SRL) or on the outcome of episodes (RLVR).
+
+    Sampling is unfiltered (top_p 1, no top_k): else the importance ratio is biased.
+    """
 
     epochs: float = Field(default=30.0, gt=0)
     """Optimizer steps as multiples of the data's size; prompts that dynamic sampling drops are not counted."""
@@ -90,21 +102,54 @@ class Reinforced(Options):
     grad_norm: float = Field(default=1.0, gt=0)
 
 
+class Outcome(Reinforced):
+    """RLVR: a prompt is a task, a rollout an episode, its reward the environment's grade. A group of equal outcomes has no signal."""
+
+    prompts: int = Field(default=128, ge=1)
+    """Tasks of one optimizer step."""
+    max_completion_tokens: int = Field(default=2048, ge=4)
+    """Of one turn; an episode's limits are `episodes.limits`."""
+
+
+class Episodes(Options):
+    """RLVR's tasks, and how they are played: as `harness eval` plays them."""
+
+    dataset: str | None = None
+    """As for evaluation: a file, a hub id, a folder of `harness data synth`. None: the folder among `data` that holds tasks, else the
+    environment's own."""
+    image_template: str | None = None
+    mode: Literal["e2e", "oracle"] = "e2e"
+    scaffold: Literal["agent", "agentless"] = "agent"
+    limits: Limits = Limits()
+    """When an episode is ended; it is graded as it then stands."""
+    workers: int = Field(default=16, ge=1)
+    """Episodes at a time: as many sandboxes, where the environment uses them, and at most as many completions are decoded together."""
+    sandbox: Literal["docker", "local"] = "docker"
+    """local: this machine, unprotected."""
+    base_image: str | None = None
+    pull: bool = False
+    """Get images that are not here from their registry."""
+    image_budget_gb: float | None = Field(default=None, ge=0)
+    """Keep the pulled images to so many GB."""
+
+
 class Gate(Options):
     """What a model must do before RL starts: there is nothing to reinforce otherwise."""
 
     groups: int = Field(default=16, ge=1)
-    """Prompts that are sampled to find out, `srl.rollouts` times each."""
+    """Steps or tasks that are rolled out to find out, as a group each."""
     min_format_rate: float = Field(default=0.5, ge=0, le=1)
+    """Share of the outputs that have the format."""
     min_varied_groups: float = Field(default=0.1, ge=0, le=1)
     """Share of groups whose rewards are not all equal."""
 
 
 class Validation(Options):
-    """Greedy decoding of held-out steps; the best checkpoint is chosen by it."""
+    """Greedy decoding of held-out steps and, in RLVR, greedy episodes on held-out tasks; the best checkpoint is chosen by it."""
 
     instances: int = Field(default=30, ge=0)
-    """Held out of the data where it brings no split of its own; at most a tenth of them."""
+    """Held out of the data, and of RLVR's tasks, where they bring no split of their own; at most a tenth of them. So many tasks are played
+    at most."""
     steps: int = Field(default=650, ge=0)
     """Steps that are decoded at most."""
     every: int = Field(default=10, ge=1)
@@ -115,13 +160,14 @@ class TrainConfig(Options):
     """One training run."""
 
     domain: str
-    method: Literal["srl", "sft"] = "srl"
+    method: Method = "srl"
+    """`pipeline`: warm-up (where `warmup.epochs` is not 0), SRL, RLVR, each from the best checkpoint of the one before."""
     model: str
     """A checkpoint folder, a hub id, or `tiny`."""
     tokenizer: str | None = None
     """With `model: tiny`: a folder or tokenizer.json (.gz) to use instead of a BPE trained on the data."""
-    data: tuple[str, ...] = Field(min_length=1)
-    """Folders, files or hub ids of trajectories; several are mixed."""
+    data: tuple[str, ...] = ()
+    """Folders, files or hub ids of trajectories; several are mixed. RLVR alone needs none."""
     only_resolved: bool = False
     """Drop trajectories whose recorded verdict is not `resolved`; the published recipe trains on verified ones."""
     teacher: str | None = None
@@ -137,16 +183,17 @@ class TrainConfig(Options):
     max_prompt_tokens: int = Field(default=8192, ge=16)
     """Longer prompts are cut by `harness.prompt.fit`; the cuts are counted."""
     tiny: TinyModel = TinyModel()
-    warmup: Supervised = Supervised(epochs=0)
-    """Supervised warm-up before SRL; the published recipe has none."""
+    warmup: WarmUp = WarmUp()
     sft: Supervised = Supervised()
     srl: Reinforced = Reinforced()
+    rlvr: Outcome = Outcome()
+    episodes: Episodes = Episodes()
     gate: Gate = Gate()
     validation: Validation = Validation()
     checkpoint_every: int = Field(default=10, ge=1)
     """Optimizer steps between resumable checkpoints."""
     samples_logged: int = Field(default=16, ge=0)
-    """Completions kept under completions/ for each SRL step."""
+    """Completions kept under completions/ for each step of SRL, and episodes under episodes/ for each of RLVR."""
 
 
 TINY: dict[str, Any] = {
@@ -182,6 +229,14 @@ TINY: dict[str, Any] = {
         "learning_rate": 1e-4,
         "max_completion_tokens": 96,
     },
+    "rlvr": {
+        "max_steps": 20,
+        "prompts": 4,
+        "micro_batch": 8,
+        "learning_rate": 1e-4,
+        "max_completion_tokens": 96,
+    },
+    "episodes": {"limits": {"max_turns": 8}},
     "validation": {"steps": 200, "every": 200},
     "checkpoint_every": 100,
 }

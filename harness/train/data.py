@@ -68,6 +68,8 @@ def load_examples(config: TrainConfig, env: type[Env]) -> Examples:
     Raises:
         UserError: nothing usable in it, or steps that the domain's environment cannot take.
     """
+    if not config.data:
+        raise UserError("no expert steps to train on: give --data an imported folder, files or a hub id")
     examples = Examples()
     trajectories: dict[tuple[str, Wire], Trajectory] = {}
     for source in (file for given in config.data for file in _sources(given)):

@@ -15,7 +15,12 @@ class Engine(Protocol):
     """Samples from the policy. Unfiltered (top_p 1, no top_k): else the importance ratio is biased."""
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], copies: int = 1, max_tokens: int | None = None, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        copies: int = 1,
+        max_tokens: int | None = None,
+        seeds: Sequence[int] | None = None,
+        greedy: bool = False,
     ) -> list[list[Sampled]]:
         """Completions of each prompt, in order.
 
@@ -23,6 +28,7 @@ class Engine(Protocol):
             copies: completions of each prompt; the prompt is read once.
             max_tokens: of a completion, at most; None: the run's limit.
             seeds: one for each completion (B × copies), which then depends on nothing else that is sampled.
+            greedy: take the likeliest token each time, as validation does.
         """
 
     def refresh(self) -> None:
@@ -49,11 +55,17 @@ class ModelEngine:
         self._batch = batch
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], copies: int = 1, max_tokens: int | None = None, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        copies: int = 1,
+        max_tokens: int | None = None,
+        seeds: Sequence[int] | None = None,
+        greedy: bool = False,
     ) -> list[list[Sampled]]:
         """Prompts of like length are decoded together, the longest first."""
         groups: list[list[Sampled]] = [[] for _ in prompts]
-        options = {"end": self._end, "pad": self._pad, "max_tokens": max_tokens or self._max_tokens, "temperature": self._temperature}
+        options = {"end": self._end, "pad": self._pad, "max_tokens": max_tokens or self._max_tokens}
+        options["temperature"] = 0.0 if greedy else self._temperature
         for index, group in decode_chunks(self._model(), prompts, self._batch, copies=copies, seeds=seeds, **options):
             groups[index] = group
         return groups

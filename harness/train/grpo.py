@@ -75,9 +75,6 @@ class ReinforcedTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, on a batch that was filled before."""
-        if self._refreshed != self.state.global_step:
-            self.engine.refresh()
-            self._refreshed = self.state.global_step
         self._batch = [one for group in self.refill.fill(self._round, self.accelerator.num_processes) for one in group]
         self._present = self._mine(self._batch)
         return super()._generate_and_score_completions([{"prompt": ""} for _ in self._present])
@@ -89,8 +86,15 @@ class ReinforcedTrainer(GRPOTrainer):
 
     def roll_out(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         """A group for each of these items; every process does its part and gets all."""
-        groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.engine))
+        groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.fresh_engine()))
         return groups
+
+    def fresh_engine(self) -> Engine:
+        """What samples, with the policy's weights as they are."""
+        if self._refreshed != self.state.global_step:
+            self.engine.refresh()
+            self._refreshed = self.state.global_step
+        return self.engine
 
     def _mine(self, items: list[Any]) -> list[Any]:
         """This process's part of what all processes hold."""

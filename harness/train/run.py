@@ -19,8 +19,8 @@ from harness.train.checkpoint import export, last_resumable, make_newest, step_o
 from harness.train.config import TINY_MODEL, TrainConfig
 from harness.train.curves import draw
 from harness.train.recorder import Recorder, Stop, begin_stage, stage_reports
-from harness.train.setup import TOKENS, Setup, set_up
-from harness.train.stages import STAGES, stages_of
+from harness.train.setup import TOKENS, Setup, set_up, stages_of
+from harness.train.stages import STAGES
 from harness_trajectories.errors import UserError
 
 

@@ -24,6 +24,7 @@ from harness.train.data import Baselines, Examples, Sample, corpus, load_example
 from harness.train.measure import baseline_means
 from harness.train.prompts import Prompts
 from harness.train.recorder import Figures
+from harness.train.tasks import Tasks, load_tasks
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import StepExample
@@ -44,7 +45,9 @@ class Setup(NamedTuple):
     val: Sequence[Sample]
     baselines: Baselines
     baseline_figures: Figures
-    """On the validation steps."""
+    """On the validation steps; empty where no stage reads steps."""
+    tasks: Tasks | None
+    """None where no stage plays episodes."""
     data: dict[str, Any]
     """For the report: counts of the data and what became of it."""
 
@@ -64,31 +67,42 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
         UserError: data, model or options cannot be used.
     """
     started = time.monotonic()
-    examples = load_examples(config, env)
+    stages = stages_of(config)
+    examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
+    limit = config.max_prompt_tokens
+    policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)
+    taught, held_out = ({example.instance_id for example in part} for part in (examples.train, examples.val))
+    tasks = load_tasks(config, policy, str(run.path), taught, held_out) if "rlvr" in stages else None
     before = contamination.trained_on(Path(config.model)) if Path(config.model).is_dir() else None
-    seen = examples.instances | (before or frozenset())
+    seen = examples.instances | (tasks.ids if tasks else set()) | (before or frozenset())
     contamination.guard(seen, config.exclude)
     tokenizer, model = _base(config, run.path / "checkpoints" / "base", examples)
     cuts: Counter[str] = Counter()
-    limit = config.max_prompt_tokens
     prompts = Prompts(tokenizer, run.path / TOKENS)
     train = make_samples(examples.train, examples.systems, prompts, limit, cuts)
     val = make_samples(_some(examples.val, config.validation.steps, config.seed), examples.systems, prompts, limit, cuts)
     if cuts["prompts"]:
         print(f"cut to {limit} tokens: {cuts['prompts']} of {len(train) + len(val)} prompts {dict(cuts)}", file=sys.stderr)
-    policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)
     baselines = Baselines(train, config.seed)
     lengths = [sample.prompt_tokens for sample in train]
-    data = {
-        **examples.counts,
-        "train_steps": len(train),
-        "val_steps": len(val),
-        "cuts": dict(cuts),
-        "prompt_tokens": {"mean": sum(lengths) / len(lengths), "max": max(lengths)},
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    data: dict[str, Any] = {**examples.counts}
+    if train:
+        data |= {"train_steps": len(train), "val_steps": len(val), "cuts": dict(cuts)}
+        data["prompt_tokens"] = {"mean": sum(lengths) / len(lengths), "max": max(lengths)}
+    if tasks:
+        data |= {"dataset": tasks.plan.config.dataset, "train_tasks": len(tasks.train), "val_tasks": len(tasks.val)}
+    data["seconds"] = round(time.monotonic() - started, 1)
     companions = Companions(tokenizer, policy, frozenset(seen))
-    return Setup(config, run, tokenizer, model, companions, train, val, baselines, baseline_means(val or train[:200], baselines), data)
+    figures = baseline_means(val or train[:200], baselines) if train else {}
+    return Setup(config, run, tokenizer, model, companions, train, val, baselines, figures, tasks, data)
+
+
+def stages_of(config: TrainConfig) -> list[str]:
+    """The names of a run's stages, in order."""
+    if config.method == "sft":
+        return ["sft"]
+    first = ["warmup"] if config.warmup.epochs else []
+    return [*first, *(["srl", "rlvr"] if config.method == "pipeline" else [config.method])]
 
 
 def _base(config: TrainConfig, made: Path, examples: Examples) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

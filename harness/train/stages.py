@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from typing import NamedTuple
 
 from transformers import Trainer, set_seed
 
 from harness.generate_hf import end_tokens
+from harness.play import terminable
 from harness.reward_pool import RewardPool
+from harness.sandbox_open import Sandboxes
 from harness.train.checkpoint import last_resumable
-from harness.train.config import TrainConfig
+from harness.train.episode_rollouts import EpisodeRollouts
+from harness.train.episodes import Players
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.measure import check_gate, validate
 from harness.train.recorder import Figures
@@ -35,13 +38,6 @@ class Stage(NamedTuple):
     """Figures of the last step that the trainer's log lacks."""
     facts: Mapping[str, float] = {}
     """Figures of its beginning."""
-
-
-def stages_of(config: TrainConfig) -> list[str]:
-    """The names of a run's stages, in order."""
-    if config.method == "sft":
-        return ["sft"]
-    return [*(["warmup"] if config.warmup.epochs else []), "srl"]
 
 
 @contextmanager
@@ -74,11 +70,43 @@ def srl(setup: Setup, name: str) -> Iterator[Stage]:
         set_seed(config.seed)
         trainer = reinforced_trainer(setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every)
         facts = _gate(setup, name, trainer)
-        extra = partial(_figures, trainer)
-        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), extra, facts)
+        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), partial(_figures, trainer), facts)
 
 
-STAGES: Mapping[str, Callable[[Setup, str], AbstractContextManager[Stage]]] = {"warmup": supervised, "sft": supervised, "srl": srl}
+@contextmanager
+def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
+    """RL on the outcome of episodes.
+
+    Raises:
+        GateClosed: RL does not start.
+        EnvError: the infrastructure fails.
+    """
+    config, tasks = setup.config, setup.tasks
+    assert tasks is not None
+    played = config.episodes
+    with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes:
+        end = end_tokens(setup.tokenizer, setup.model)
+        players = Players(tasks.plan, setup.tokenizer, end, played.workers, sandboxes, sandboxes.close)
+        source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", config.samples_logged)
+        folder = setup.resumable(name)
+        set_seed(config.seed)
+        trainer = reinforced_trainer(setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every)
+        on_steps = _on_steps(setup)
+
+        def measure() -> Figures:
+            steps = on_steps() if on_steps else {}
+            return source.validate(tasks.val, trainer.fresh_engine()) | {f"step_{figure}": value for figure, value in steps.items()}
+
+        facts = _gate(setup, name, trainer)
+        yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), partial(_figures, trainer), facts)
+
+
+STAGES: Mapping[str, Callable[[Setup, str], AbstractContextManager[Stage]]] = {
+    "warmup": supervised,
+    "sft": supervised,
+    "srl": srl,
+    "rlvr": rlvr,
+}
 
 
 def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
