@@ -35,8 +35,11 @@ class TinyModel(Options):
 
 
 class Supervised(Options):
-    """Supervised fine-tuning: completion-only loss on the expert's step."""
+    """Supervised fine-tuning: completion-only loss on the expert's steps."""
 
+    unit: Literal["steps", "trajectory"] = "steps"
+    """`trajectory`: a sequence holds all target steps of a trajectory, each after the history that evaluation shows it, which is computed
+    once. It needs `context: {kind: full}`."""
     epochs: float = Field(default=3.0, ge=0)
     """0: not done."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -53,9 +56,9 @@ class Supervised(Options):
     """Of AdamW."""
     grad_norm: float = Field(default=1.0, gt=0)
     max_tokens: int = Field(default=16384, ge=16)
-    """A longer sequence (prompt and completion) is dropped and counted, never truncated."""
+    """A longer sequence (prompt and completion, or a whole trajectory) is dropped and counted, never truncated."""
     prompt_loss: bool = False
-    """Train on the prompt's tokens too, as in pretraining."""
+    """Train on the prompt's tokens too, as in pretraining; with single steps."""
 
 
 class WarmUp(Supervised):

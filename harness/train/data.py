@@ -43,6 +43,13 @@ class Sample(NamedTuple):
     """The compared text of the expert's action."""
     previous: str
     """The compared text of the action before it; empty at the first step."""
+    cut: bool = False
+    """Something of the prompt was cut to fit."""
+
+    @property
+    def trajectory(self) -> tuple[str, Wire]:
+        """Which one it is a step of."""
+        return self.id.rpartition("#")[0], self.wire
 
 
 @dataclass
@@ -171,6 +178,7 @@ def make_samples(
                 completion(step.thought, step.target, step.wire),
                 expert_text(step.target),
                 expert_text(step.history[-1].actions) if step.history else "",
+                bool(cut),
             )
         )
     prompts.store.save()

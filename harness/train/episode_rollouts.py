@@ -59,7 +59,7 @@ class EpisodeRollouts:
         every = self._players.play(starts, engine)
         _require_some(every)
         rollouts = [
-            self._rollout(item, Detail(f"{self._tasks[item].id}.{place}-{copy}", played))
+            self._rollout(item, Detail(f"{self._tasks[item].id}.{place}.{copy}", played))
             for (item, place, copy), played in zip(each, every, strict=True)
         ]
         return [rollouts[start : start + self.rollouts] for start in range(0, len(rollouts), self.rollouts)]

@@ -42,7 +42,7 @@ def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     env = load_env(config.domain)
     existed = out.exists() and not fresh
     run = open_run(out, "train", config, fresh)

@@ -68,6 +68,11 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
     """
     started = time.monotonic()
     stages = stages_of(config)
+    for name, options in (("warmup", config.warmup), ("sft", config.sft)):
+        if name in stages and options.unit == "trajectory" and (config.context.kind != "full" or options.prompt_loss):
+            raise UserError(
+                f"{name}.unit trajectory trains on answers after the whole history: it needs --context.kind=full and no prompt_loss"
+            )
     examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
     limit = config.max_prompt_tokens
     policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)

@@ -1,10 +1,12 @@
-"""Supervised fine-tuning on single expert steps: TRL's SFTTrainer on tokens of our own making."""
+"""Supervised fine-tuning on expert steps, each alone or all of a trajectory at once: TRL's SFTTrainer on tokens of our own making."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 import trl.trainer.utils
@@ -17,6 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from harness.train.config import Supervised
 from harness.train.data import Sample, order, step_count
+from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.prompts import Prompt, encoder
 from harness_trajectories.errors import UserError
 
@@ -36,19 +39,17 @@ class Sequences:
 
     def __init__(self, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, options: Supervised) -> None:
         self._prompt_loss = options.prompt_loss
+        self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
         self._kept: list[tuple[Prompt, array[int]]] = []
         self.lengths: list[int] = []
         self.dropped = 0
-        encode = encoder(tokenizer)
-        for start in range(0, len(samples), _TOKENISED):
-            part = samples[start : start + _TOKENISED]
-            for sample, answer in zip(part, encode([sample.completion for sample in part]), strict=True):
-                length = sample.prompt_tokens + len(answer) + 1
-                if length > options.max_tokens:
-                    self.dropped += 1
-                    continue
-                self._kept.append((sample.prompt, array("I", [*answer, tokenizer.eos_token_id])))
-                self.lengths.append(length)
+        for sample, answer in zip(samples, _answers(samples, tokenizer), strict=True):
+            length = sample.prompt_tokens + len(answer)
+            if length > options.max_tokens:
+                self.dropped += 1
+                continue
+            self._kept.append((sample.prompt, answer))
+            self.lengths.append(length)
         if not self._kept:
             raise UserError(f"all {self.dropped} sequences are longer than max_tokens={options.max_tokens}; raise it")
 
@@ -61,6 +62,55 @@ class Sequences:
         ids = prompt.ids()
         labels = [*(ids if self._prompt_loss else [IGNORED] * len(ids)), *answer]
         return {"input_ids": [*ids, *answer], "labels": labels}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """What a forward pass takes, padded."""
+        return self._pad([self[index] for index in indices])
+
+
+class Trajectories:
+    """All target steps of a trajectory as one sequence, a prefix tree (harness/train/packing.py): the task, the history without thoughts,
+    and at every target what the model is to write there, thought included. So each target is read after what evaluation shows.
+
+    Attributes:
+        dropped: how many were longer than `max_tokens`, or had a prompt that was cut; they are left out, none is truncated.
+        lengths: tokens of each.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, options: Supervised) -> None:
+        self._kept: list[list[tuple[Prompt, array[int]]]] = []
+        self.lengths: list[int] = []
+        self.dropped = 0
+        for _, group in groupby(zip(samples, _answers(samples, tokenizer), strict=True), lambda pair: pair[0].trajectory):
+            steps = list(group)
+            length = max(sample.prompt_tokens for sample, _ in steps) + sum(len(answer) for _, answer in steps)
+            if length > options.max_tokens or any(sample.cut for sample, _ in steps):
+                self.dropped += 1
+                continue
+            self._kept.append([(sample.prompt, answer) for sample, answer in steps])
+            self.lengths.append(length)
+        if not self._kept:
+            raise UserError(
+                f"all {self.dropped} trajectories are longer than max_tokens={options.max_tokens}, or were cut to max_prompt_tokens: raise them"
+            )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Prompts and completions of all their steps. `labels` is what TRL counts tokens by, (1, 1 + C)."""
+        steps = [step for index in indices for step in self._kept[index]]
+        completions = [answer.tolist() for _, answer in steps]
+        labels = [IGNORED, *(token for completion in completions for token in completion)]
+        return {"prompts": [prompt.ids() for prompt, _ in steps], "completions": completions, "labels": torch.tensor([labels])}
+
+
+def _answers(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> Iterator[array[int]]:
+    """The tokens of the completions, the one that ends them included."""
+    encode = encoder(tokenizer)
+    for start in range(0, len(samples), _TOKENISED):
+        for answer in encode([sample.completion for sample in samples[start : start + _TOKENISED]]):
+            yield array("I", [*answer, tokenizer.eos_token_id])
 
 
 class OrderedSFTTrainer(SFTTrainer):
@@ -76,10 +126,22 @@ class OrderedSFTTrainer(SFTTrainer):
         return
 
 
+class TrajectorySFTTrainer(OrderedSFTTrainer):
+    """The same mean over the tokens of an optimizer step, computed over a prefix tree."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        logps, entropies = tree_logps(model, inputs["prompts"], inputs["completions"])
+        self._metrics["train"]["entropy"].append(entropies.mean().item())
+        loss = -logps.sum() / (len(logps) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+
 def sft_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequences,
+    sequences: Sequences | Trajectories,
     options: Supervised,
     folder: Path,
     seed: int,
@@ -97,7 +159,6 @@ def sft_trainer(
         raise UserError(f"micro_batch {options.micro_batch} does not divide batch {options.batch}")
     steps = step_count(len(sequences), options.batch, options.epochs, options.max_steps)
     places = order(sequences.lengths, options.batch, steps, seed)
-    pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -114,11 +175,14 @@ def sft_trainer(
         remove_unused_columns=False,
         **common_arguments(model, every, seed),
     )
-    trainer = OrderedSFTTrainer(
+    if isinstance(sequences, Trajectories):
+        accept_trees(model, temperature=1.0)
+    kind = TrajectorySFTTrainer if isinstance(sequences, Trajectories) else OrderedSFTTrainer
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"sequence": places}),
-        data_collator=lambda rows: pad([sequences[row["sequence"]] for row in rows]),
+        data_collator=lambda rows: sequences.batch([row["sequence"] for row in rows]),
         processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)

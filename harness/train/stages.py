@@ -21,7 +21,7 @@ from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.measure import check_gate, validate
 from harness.train.recorder import Figures
 from harness.train.setup import Setup
-from harness.train.sft import Sequences, sft_trainer
+from harness.train.sft import Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
 
 
@@ -45,9 +45,11 @@ def supervised(setup: Setup, name: str) -> Iterator[Stage]:
     """`warmup` or `sft`: the options are those of that name."""
     config = setup.config
     options = {"warmup": config.warmup, "sft": config.sft}[name]
-    sequences = Sequences(setup.train, setup.tokenizer, options)
+    kind = Trajectories if options.unit == "trajectory" else Sequences
+    sequences = kind(setup.train, setup.tokenizer, options)
     if sequences.dropped:
-        print(f"{name}: {sequences.dropped} sequences longer than {options.max_tokens} tokens are left out", file=sys.stderr)
+        what = "trajectories that were cut or are" if options.unit == "trajectory" else "sequences"
+        print(f"{name}: {sequences.dropped} {what} longer than {options.max_tokens} tokens are left out", file=sys.stderr)
     set_seed(config.seed)
     trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, setup.resumable(name), config.seed, config.checkpoint_every)
     facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}

@@ -53,7 +53,7 @@ def load_tasks(config: TrainConfig, policy: PromptPolicy, label: str, taught: Co
     named = {"dataset": dataset, "image_template": played.image_template}
     if dataset and not played.dataset and "dataset" not in env.Config.model_fields:
         named["dataset"] = None
-    options = env_config(env, {**config.env, **{name: value for name, value in named.items() if value is not None}})
+    options = env_config(env, {**policy.env, **{name: value for name, value in named.items() if value is not None}})
     train, val = tasks_of(env, options, "train"), tasks_of(env, options, "val")
     if not train and played.dataset:
         train = tasks_of(env, options, "test")  # a file of which the environment knows one split
