@@ -90,9 +90,7 @@ class Trajectories:
             self._kept.append([(sample.prompt, answer) for sample, answer in steps])
             self.lengths.append(length)
         if not self._kept:
-            raise UserError(
-                f"all {self.dropped} trajectories are longer than max_tokens={options.max_tokens}, or were cut to max_prompt_tokens: raise them"
-            )
+            raise UserError(f"all {self.dropped} trajectories are longer than max_tokens={options.max_tokens} or cut to max_prompt_tokens")
 
     def __len__(self) -> int:
         return len(self._kept)
