@@ -1,0 +1,185 @@
+"""RLVR and the pipeline through the real command, on generated math problems (no sandbox) and generated swe tasks (containers)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import test_swe_env
+import test_train
+from safetensors.torch import load_file
+
+from harness import contamination
+from harness.commands.synth import generate
+from harness.env import load_env
+from harness.generate_hf import load_model
+from harness.prompt import PromptPolicy
+from harness.runs import read_jsonl
+from harness.train.checkpoint import validation_of
+from harness.train.config import TrainConfig
+from harness.train.tasks import Tasks, load_tasks
+from harness_trajectories import read
+from harness_trajectories.errors import UserError
+
+SMOKE = Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml"
+PARITY = "parity_env:ParityEnv"
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("math")
+    generate("math", load_env("math"), 60, folder)
+    return folder
+
+
+def ids(folder: Path, *splits: str) -> set[str]:
+    return {row["instance_id"] for split in splits for row in read_jsonl(folder / "tasks" / f"{split}.jsonl")}
+
+
+def tasks(domain: str, taught: set[str] = frozenset(), held_out: set[str] = frozenset(), **options: object) -> Tasks:
+    config = TrainConfig.model_validate({"domain": domain, "model": "none", "method": "rlvr", **options})
+    return load_tasks(config, PromptPolicy(env=config.env), "policy", taught, held_out)
+
+
+def test_the_pipeline_runs_each_stage_from_the_best_of_the_last(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ("train", "--domain", "math", "--method", "pipeline", "--model", "tiny", "--data", problems, "--config", SMOKE, "--out", run)
+    assert test_train.harness(monkeypatch, *command) == 0
+    captured = capsys.readouterr()
+    assert "pipeline on" in captured.out
+    assert "held-out tasks" in captured.out
+    report = json.loads((run / "report.json").read_text())
+    stages = report["stages"]
+    assert list(stages) == ["warmup", "srl", "rlvr"]
+    assert [stages[name]["steps"] for name in stages] == [4, 2, 2]
+    assert report["data"]["train_tasks"] == len(ids(problems, "train"))
+    assert report["data"]["val_tasks"] == 2
+    checkpoints = run / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["base", "best", "final", "srl", "warmup"]
+    for name, following in (("warmup", "srl"), ("srl", "rlvr")):
+        best = validation_of(checkpoints / name)
+        assert best is not None
+        assert stages[name]["best"] == best
+        prefix = "step_" if following == "rlvr" else ""
+        for figure in ("exact", "reward", "similarity", "format_ok"):
+            assert stages[following]["before"][f"{prefix}{figure}"] == best[figure]
+    assert report["best"] == validation_of(checkpoints / "best")
+    assert {"solved", "episodes", "turns", "step_exact"} <= report["best"].keys()
+    assert "gate_solved" in stages["rlvr"]
+    for name in ("warmup", "srl", "best", "final"):
+        assert load_model(str(checkpoints / name)).num_parameters() == report["parameters"]
+        assert ids(problems, "train") <= (contamination.trained_on(checkpoints / name) or set())
+        assert not ids(problems, "test") & (contamination.trained_on(checkpoints / name) or set())
+    steps = [row for row in read_jsonl(run / "metrics.jsonl") if row["stage"] == "rlvr" and "loss" in row]
+    assert [(row["step"], row["episodes"], row["tried"]) for row in steps] == [(1, 8, 2), (2, 8, 2)]
+    assert {run.instance_id for run in read(run / "episodes")} <= ids(problems, "train")
+    assert (run / "plots" / "rlvr-rates.png").is_file()
+
+
+def test_rlvr_from_a_checkpoint_reads_tasks_alone(
+    tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = ("train", "--domain", "math", "--config", SMOKE)
+    assert test_train.harness(monkeypatch, *common, "--method", "sft", "--model", "tiny", "--data", problems, "--out", first) == 0
+    model, rest = first / "checkpoints" / "final", ("--method", "rlvr", "--dataset", problems, "--json")
+    excluded = tmp_path / "excluded.txt"
+    excluded.write_text(min(ids(problems, "val")))
+    capsys.readouterr()
+    assert test_train.harness(monkeypatch, *common, *rest, "--model", model, "--exclude", excluded, "--out", second) == 2
+    assert "which --exclude names" in capsys.readouterr().err
+    assert not second.exists()
+    assert test_train.harness(monkeypatch, *common, *rest, "--model", model, "--gate.min_varied_groups=0.5", "--out", second) == 1
+    captured = capsys.readouterr()
+    assert "RL does not start: of 2 groups of 4 sampled" in captured.err
+    assert test_train.harness(monkeypatch, *common, *rest, "--model", model, "--fresh", "--out", second) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "train_steps" not in report["data"]
+    assert list(report["stages"]) == ["rlvr"]
+    assert PromptPolicy.load(second / "checkpoints" / "best") == PromptPolicy.load(model)
+    assert ids(problems, "train") <= (contamination.trained_on(second / "checkpoints" / "best") or set())
+
+
+def test_tasks_keep_the_splits_of_their_data_set(problems: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tasks("math", data=[str(problems)])
+    assert "the tasks beside the trajectories" in capsys.readouterr().err
+    assert {task.id for task in found.train} == ids(problems, "train")
+    assert {task.id for task in found.val} == ids(problems, "val")
+    assert found.ids == ids(problems, "train", "val")
+    few = tasks("math", episodes={"dataset": str(problems)}, validation={"instances": 2})
+    assert len(few.val) == 2
+    assert {task.id for task in few.train} == ids(problems, "train")
+
+
+def test_tasks_without_splits_are_held_out_as_the_steps_are(tmp_path: Path) -> None:
+    rows = [test_swe_env.record(f"task-{n}", {}, {}) for n in range(20)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {row["instance_id"] for row in rows}
+    given = {"episodes": {"dataset": str(tmp_path / "tasks.jsonl"), "sandbox": "local"}, "validation": {"instances": 3}}
+    drawn = tasks("swe", **given)
+    assert len(drawn.val) == 2
+    assert drawn.ids == names
+    assert not {task.id for task in drawn.train} & {task.id for task in drawn.val}
+    assert tasks("swe", **given) == drawn
+    assert {task.id for task in tasks("swe", **given, seed=1).val} != {task.id for task in drawn.val}
+    steps = sorted(names)
+    held = tasks("swe", set(steps[5:]), set(steps[:5]), **given)
+    assert {task.id for task in held.train} == set(steps[5:])
+    assert len(held.val) == 3
+    assert {task.id for task in held.val} < set(steps[:5])
+    taught = tasks("swe", set(steps), **given)
+    assert (taught.val, len(taught.train)) == ((), 20)
+
+
+def test_tasks_that_cannot_be_had_are_one_message(tmp_path: Path, problems: Path) -> None:
+    with pytest.raises(UserError, match="--dataset"):
+        tasks("swe")
+    with pytest.raises(UserError, match="no option 'dataset'"):
+        tasks("sql", episodes={"dataset": str(problems)})
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "train.jsonl").write_text("")
+    (tmp_path / "tasks" / "val.jsonl").write_text("")
+    with pytest.raises(UserError, match="no tasks to train on"):
+        tasks("math", data=[str(tmp_path)])
+
+
+def pipeline(problems: Path, run: Path) -> list[str]:
+    code = "from harness.cli import main; main()"
+    options = ["--warmup.max_steps=40", "--warmup.epochs=100", "--warmup.learning_rate=1e-2", "--srl.max_steps=8", "--rlvr.max_steps=12"]
+    options += ["--rlvr.dynamic_sampling=true", "--rlvr.max_completion_tokens=24", "--checkpoint_every=3", "--validation.every=4"]
+    named = ["--domain", PARITY, "--method", "pipeline", "--model", "tiny", "--data", str(problems), "--out", str(run)]
+    return [sys.executable, "-c", code, "train", *named, "--config", str(SMOKE), *options]
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(tmp_path: Path, problems: Path) -> None:
+    whole, killed, tests = tmp_path / "whole", tmp_path / "killed", Path(__file__).parent
+    done = subprocess.run(pipeline(problems, whole), cwd=tests, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    command, kills = pipeline(problems, killed), 0
+    for stage, step in (("warmup", 8), ("srl", 4), ("rlvr", 2), ("rlvr", 8)):
+        process = subprocess.Popen(command, cwd=tests, stderr=subprocess.DEVNULL)
+        test_train._wait_for_step(killed, step, process, stage=stage)
+        time.sleep(0.2)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+    assert kills >= 3
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rlvr: resuming from" in done.stderr
+    names = ("stage", "step", "tried", "frontier", "solved")
+    rows = [[[row.get(name) for name in names] for row in read_jsonl(run / "metrics.jsonl") if "loss" in row] for run in (whole, killed)]
+    assert rows[0] == rows[1]
+    assert any(row[2] and row[2] > 2 for row in rows[1])
+    for checkpoint in ("warmup", "srl", "best", "final"):
+        weights = [load_file(run / "checkpoints" / checkpoint / "model.safetensors") for run in (whole, killed)]
+        for name, tensor in weights[0].items():
+            assert (tensor - weights[1][name]).abs().max() < 1e-6, (checkpoint, name)
