@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from harness.agent import AGENT, Episode, Save
-from harness.generate import Generator, load_generator
+from harness.generate import Engine, Generator, load_generator
 from harness.plan import Item, Plan
 from harness.play import play
 from harness.sandbox_open import Sandboxes
@@ -105,7 +105,8 @@ def _states(plan: Plan, item: Item) -> Iterator[Episode | Played]:
 
     def work(sandboxes: Sandboxes) -> None:
         try:
-            found.put(play(plan, item, _generator(str(plan.config.model)) if plan.needs_model else None, sandboxes, found.put))
+            generator = _generator(str(plan.config.model), plan.config.engine) if plan.needs_model else None
+            found.put(play(plan, item, generator, sandboxes, found.put))
         except BaseException as error:
             found.put(error)
 
@@ -121,6 +122,6 @@ def _states(plan: Plan, item: Item) -> Iterator[Episode | Played]:
 
 
 @cache
-def _generator(model: str) -> Generator:
+def _generator(model: str, engine: Engine) -> Generator:
     """A model stays loaded in the process of a node."""
-    return load_generator(model)
+    return load_generator(model, engine)

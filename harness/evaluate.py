@@ -25,13 +25,14 @@ from urllib.parse import quote
 
 from harness.agent import Episode, Save
 from harness.env import OpenSandbox, Status
-from harness.generate import Generator
+from harness.generate import Generator, is_endpoint, local_engine
 from harness.plan import Item, Plan, require_images
 from harness.play import Interrupted, persist, play, terminable
 from harness.progress import Progress
-from harness.runs import append_jsonl, open_run, write_json, write_text
+from harness.runs import append_jsonl, open_run, option_of, write_json, write_text
 from harness.sandbox_open import Sandboxes
 from harness.score import summarize
+from harness_trajectories.errors import UserError
 
 Player = Callable[[Item, Save], tuple[Episode, list[str]]]
 """Plays an episode once (`harness.play.play`)."""
@@ -58,6 +59,8 @@ def evaluate(
         UserError: `out` holds another run, or the model, the sandbox or the cluster cannot be had.
         KeyboardInterrupt: Ctrl-C; whatever was finished is kept, and no sandbox is left.
     """
+    begun_with = None if fresh else option_of(out, "engine")
+    plan = _with_engine(plan, begun_with, generator is not None, cluster is not None)
     folder = open_run(out, "eval", plan.config, fresh).path
     todo = _by_repository(item for item in plan.items() if not _finished(folder, item))
     if open_sandbox is None and cluster is None:
@@ -78,6 +81,36 @@ def evaluate(
     return report
 
 
+def _with_engine(plan: Plan, begun_with: str | None, generator: bool, cluster: bool) -> Plan:
+    """The plan with the engine that is used; `auto` remains where none is.
+
+    Args:
+        begun_with: the engine of the run that is taken up again.
+        generator: one is given, so that no model is loaded.
+        cluster: other machines play the episodes.
+
+    Raises:
+        UserError: the engine cannot be used so.
+    """
+    wanted = plan.config.engine
+    loads = plan.needs_model and not generator and not is_endpoint(str(plan.config.model))
+    if loads and cluster and wanted == "vllm":
+        raise UserError(
+            "--engine vllm: with --ray a node plays episodes in several processes, and each would want the GPU for an engine of its "
+            "own. Serve the model (vllm serve MODEL) and name it as --model http://HOST:PORT/v1#MODEL, or use --engine transformers"
+        )
+    if not loads:
+        if wanted != "auto":
+            why = "an endpoint has an engine of its own" if plan.needs_model and not generator else "no model is loaded"
+            print(f"--engine {wanted} is left out: {why}", file=sys.stderr)
+        engine = "auto"
+    elif wanted == "auto":
+        engine = begun_with or ("transformers" if cluster else local_engine())
+    else:
+        engine = wanted
+    return plan._replace(config=plan.config.model_copy(update={"engine": engine}))
+
+
 def _players(
     plan: Plan, generator: Generator | None, open_sandbox: OpenSandbox | None, cluster: str | None, stack: ExitStack
 ) -> tuple[Player, Callable[[], None]]:
@@ -94,7 +127,7 @@ def _players(
     if plan.needs_model and generator is None:
         from harness.generate import load_generator
 
-        generator = stack.enter_context(closing(load_generator(str(plan.config.model))))
+        generator = stack.enter_context(closing(load_generator(str(plan.config.model), plan.config.engine)))
     sandboxes = stack.enter_context(closing(Sandboxes(plan.config.sandbox, plan.config.base_image, plan.images)))
     opened = open_sandbox or sandboxes
     return lambda item, save: play(plan, item, generator, opened, save), sandboxes.close

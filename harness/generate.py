@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.prompt import Message
 from harness_trajectories.errors import UserError
+
+Engine = Literal["auto", "transformers", "vllm"]
+"""What runs a checkpoint on this machine."""
 
 
 class Sampling(BaseModel):
@@ -109,8 +113,20 @@ def parse_endpoint(spec: str) -> tuple[str, str]:
     return url.rstrip("/"), model
 
 
-def load_generator(spec: str, device: str | None = None) -> Generator:
-    """The model that `--model` names: an endpoint `http://HOST:PORT/v1#MODEL`, or a checkpoint folder or hub id, run with transformers.
+def local_engine() -> Engine:
+    """What `auto` means here: vLLM where it is installed and CUDA is there, else transformers."""
+    if importlib.util.find_spec("vllm") is None:
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def load_generator(spec: str, engine: Engine = "auto") -> Generator:
+    """The model that `--model` names: an endpoint `http://HOST:PORT/v1#MODEL`, or a checkpoint folder or hub id.
+
+    Args:
+        engine: what runs a checkpoint; an endpoint has its own.
 
     Raises:
         UserError: no model can be loaded from there.
@@ -119,6 +135,10 @@ def load_generator(spec: str, device: str | None = None) -> Generator:
         from harness.generate_openai import OpenAIGenerator
 
         return OpenAIGenerator(spec)
+    if (local_engine() if engine == "auto" else engine) == "vllm":
+        from harness.generate_vllm import VLLMGenerator
+
+        return VLLMGenerator(spec)
     from harness.generate_hf import TransformersGenerator
 
-    return TransformersGenerator(spec, device)
+    return TransformersGenerator(spec)

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -53,11 +54,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             if missing := [token for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>") if token not in tokenizer.get_vocab()]:
                 raise ValueError(f"it lacks the ChatML tokens {', '.join(missing)}")
         else:
-            folder = _folder(source, TOKENIZER_FILES)
+            folder = checkpoint_folder(source, TOKENIZER_FILES)
             loader = AutoTokenizer if (folder / "config.json").is_file() else PreTrainedTokenizerFast
             tokenizer = loader.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise UserError(f"no tokenizer can be loaded from {source}: {_first_line(error)}. {ALLOWED}") from error
+        raise UserError(f"no tokenizer can be loaded from {source}: {first_line(error)}. {ALLOWED}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -73,12 +74,12 @@ def load_model(source: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
         UserError: there is none, or the hub cannot be reached.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(_folder(source, WEIGHT_FILES), dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(checkpoint_folder(source, WEIGHT_FILES), dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"no model can be loaded from {source}: {_first_line(error)}. {ALLOWED}") from error
+        raise UserError(f"no model can be loaded from {source}: {first_line(error)}. {ALLOWED}") from error
 
 
-def _folder(source: str, needed: Sequence[str]) -> Path:
+def checkpoint_folder(source: str, needed: Sequence[str]) -> Path:
     """A local folder as it is, or the hub's files in the local cache. A mistyped path is never sent to the hub, and it is asked once.
 
     Args:
@@ -98,7 +99,7 @@ def _folder(source: str, needed: Sequence[str]) -> Path:
     return folder
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -111,7 +112,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> l
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
     """Every token that ends a completion: the tokenizer's, ChatML's end of turn, and those that the model declares."""
-    declared = model.generation_config.eos_token_id
+    return declared_ends(tokenizer, model.generation_config)
+
+
+def declared_ends(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> list[int]:
+    """`end_tokens` of a model that is not loaded here, by its generation options."""
+    declared = generation.eos_token_id
     ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     ids += declared if isinstance(declared, list) else [declared]
     return sorted({token for token in ids if token is not None and token != tokenizer.unk_token_id})
@@ -253,14 +259,42 @@ def _choose(
     return token, (probabilities.gather(-1, token[:, None])[:, 0] / probabilities.sum(-1)).log()
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
+    """A completion to be made."""
+
     prompt: list[int]
     sampling: Sampling
     seed: int
     answer: Future[Completion]
 
 
-class TransformersGenerator:
+class LocalGenerator:
+    """What the generators that run a model on this machine share: conversations become jobs, which `_submit` of a subclass sees answered."""
+
+    def __init__(self, model: str | Path) -> None:
+        self.name = str(model)
+        self.tokenizer = load_tokenizer(self.name)
+        self._tokenizing = threading.Lock()
+
+    def generate(self, prompts: Sequence[list[Message]], sampling: Sampling) -> list[Completion]:
+        """One completion for each conversation, in order; the n-th uses seed `sampling.seed + n`."""
+        with self._tokenizing:
+            tokens = [prompt_ids(self.tokenizer, messages) for messages in prompts]
+        jobs = [Job(prompt, sampling, sampling.seed + number, Future()) for number, prompt in enumerate(tokens)]
+        for job in jobs:
+            self._submit(job)
+        return [job.answer.result() for job in jobs]
+
+    def count(self, messages: list[Message]) -> int:
+        """Tokens of a conversation, generation prompt included."""
+        with self._tokenizing:
+            return len(prompt_ids(self.tokenizer, messages))
+
+    def _submit(self, job: Job) -> None:
+        raise NotImplementedError
+
+
+class TransformersGenerator(LocalGenerator):
     """A checkpoint folder or hub model. Requests of several threads are decoded together by one worker thread.
 
     Args:
@@ -273,31 +307,15 @@ class TransformersGenerator:
     """
 
     def __init__(self, model: str | Path, device: str | None = None, batch: int = 32) -> None:
-        self.name = str(model)
-        self.tokenizer = load_tokenizer(str(model))
+        super().__init__(model)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_model(str(model), dtype=torch.float32 if self.device == "cpu" else torch.bfloat16).to(self.device).eval()
         self._end = end_tokens(self.tokenizer, self._model)
         self._pad = self.tokenizer.pad_token_id
         self._batch = batch
-        self._tokenizing = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="generation", daemon=True)
         self._worker.start()
-
-    def generate(self, prompts: Sequence[list[Message]], sampling: Sampling) -> list[Completion]:
-        """One completion for each conversation, in order; the n-th uses seed `sampling.seed + n`."""
-        with self._tokenizing:
-            tokens = [prompt_ids(self.tokenizer, messages) for messages in prompts]
-        jobs = [_Job(prompt, sampling, sampling.seed + number, Future()) for number, prompt in enumerate(tokens)]
-        for job in jobs:
-            self._jobs.put(job)
-        return [job.answer.result() for job in jobs]
-
-    def count(self, messages: list[Message]) -> int:
-        """Tokens of a conversation, generation prompt included."""
-        with self._tokenizing:
-            return len(prompt_ids(self.tokenizer, messages))
 
     def close(self) -> None:
         """Finish what is queued, then free the model."""
@@ -306,11 +324,14 @@ class TransformersGenerator:
             self._worker.join()
         del self._model
 
+    def _submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
     def _work(self) -> None:
         closing = False
         while not closing and (first := self._jobs.get()) is not None:
-            groups: dict[tuple[float, float, int], list[_Job]] = {}
-            job: _Job | None = first
+            groups: dict[tuple[float, float, int], list[Job]] = {}
+            job: Job | None = first
             while job is not None:
                 groups.setdefault((job.sampling.temperature, job.sampling.top_p, job.sampling.max_tokens), []).append(job)
                 if self._jobs.empty():
@@ -320,9 +341,9 @@ class TransformersGenerator:
             for jobs in groups.values():
                 jobs.sort(key=lambda job: len(job.prompt))
                 for start in range(0, len(jobs), self._batch):
-                    self._answer(jobs[start : start + self._batch])
+                    self._decode(jobs[start : start + self._batch])
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    def _decode(self, jobs: list[Job]) -> None:
         sampling = jobs[0].sampling
         try:
             completions = decode(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.agent import Limits
 from harness.contamination import overlap
 from harness.env import Env, SandboxTask, Split, Task, load_env
-from harness.generate import Sampling, is_endpoint, parse_endpoint
+from harness.generate import EngineName, Sampling, is_endpoint, parse_endpoint
 from harness.images import ImagePolicy, absent
 from harness.prompt import PromptPolicy
 from harness.sandbox import NoEngine, SandboxError
@@ -39,6 +39,8 @@ class EvalConfig(BaseModel):
     scaffold: Literal["agent", "agentless"] = "agent"
     model: str | None = None
     """A checkpoint's directory, a hub id or an endpoint; None: the newest checkpoint under runs/."""
+    engine: Engine = "auto"
+    """What runs a checkpoint; RUN/config.yaml has what `auto` came to, and a run is taken up again with that."""
     predictions: str | None = None
     """Instead of a model: a file of patches in the SWE-bench schema, to be graded."""
     dataset: str | None = None

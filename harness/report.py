@@ -81,7 +81,10 @@ def summary(report: Mapping[str, Any]) -> str:
     if report["mode"] in CONTROLS:
         return _text(table)
     heat, seed = report["decoding"]["temperature"], report["decoding"]["seed"]
-    table.add_row("decoding", "greedy" if heat == 0 else f"temperature {heat}, seed {seed}")
+    table.add_row(
+        "decoding",
+        ("greedy" if heat == 0 else f"temperature {heat}, seed {seed}") + (f", by {report['engine']}" if report["engine"] else ""),
+    )
     context = report["policy"]["context"]
     kept = "all" if context["kind"] == "full" else f"the last {context['k']}"
     table.add_row("prompt", f"{report['prompt_sha256'][:12]}, {kept} exchanges, at most {report['policy']['max_prompt_tokens']} tokens")

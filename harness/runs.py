@@ -92,6 +92,12 @@ def open_run(path: Path, command: str, config: BaseModel, fresh: bool = False) -
     return Run(path, resumed)
 
 
+def option_of(path: Path, name: str) -> Any:
+    """An option of the run that lies in `path`; None where there is no run, or it has no such option."""
+    file = path / "config.yaml"
+    return yaml.safe_load(file.read_text()).get(name) if file.is_file() else None
+
+
 def move_aside(path: Path) -> None:
     """Give what lies at `path`, if anything, a name with the time in it. Nothing is deleted."""
     if path.exists():

@@ -74,6 +74,7 @@ def summarize(plan: Plan, rows: Rows) -> dict[str, Any]:
         "repeat": config.repeat,
         **plan.env_config.model_dump(include={"network"}),
         "decoding": config.sampling.model_dump(),
+        "engine": None if config.engine == "auto" else config.engine,
         "limits": config.limits.model_dump(),
         "policy": plan.policy.model_dump(mode="json"),
         "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),

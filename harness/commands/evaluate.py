@@ -20,6 +20,9 @@ def evaluate(
     model: str | None = typer.Option(
         None, help="Checkpoint directory, hub id, or endpoint http://HOST:PORT/v1#MODEL.  [default: the newest local checkpoint]"
     ),
+    engine: Literal["auto", "transformers", "vllm"] | None = typer.Option(
+        None, help="What runs a checkpoint. auto: vllm where it is installed and a GPU is there, else transformers.  [default: auto]"
+    ),
     predictions: str | None = typer.Option(None, help="Grade the patches of this file (SWE-bench schema) instead of asking a model."),
     dataset: str | None = typer.Option(None, help="File in the SWE-bench schema, or hub id.  [default: the held-out generated tasks]"),
     instances: str | None = typer.Option(None, help="Only these instance ids, separated by commas."),
@@ -59,6 +62,7 @@ def evaluate(
         "mode": mode,
         "scaffold": scaffold,
         "model": model,
+        "engine": engine,
         "predictions": predictions,
         "dataset": dataset,
         "instances": tuple(filter(None, instances.split(","))) if instances is not None else None,
