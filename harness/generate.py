@@ -122,6 +122,16 @@ def local_engine() -> Engine:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
+def require_vllm() -> None:
+    """See that vLLM is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("--engine vllm: vLLM is not installed. pip install 'srl-harness[vllm]', or --engine transformers")
+
+
 def load_generator(spec: str, engine: Engine = "auto") -> Generator:
     """The model that `--model` names: an endpoint `http://HOST:PORT/v1#MODEL`, or a checkpoint folder or hub id.
 

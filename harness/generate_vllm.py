@@ -7,7 +7,6 @@ process does, however that happens.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from harness.generate import RequestRefused
+from harness.generate import RequestRefused, require_vllm
 from harness.generate_hf import ALLOWED, WEIGHT_FILES, Job, LocalGenerator, checkpoint_folder, declared_ends, first_line
 from harness_trajectories.errors import UserError
 
@@ -41,8 +40,7 @@ class VLLMGenerator(LocalGenerator):
     """
 
     def __init__(self, model: str | Path) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise UserError("--engine vllm: vLLM is not installed: pip install 'srl-harness[vllm]'")
+        require_vllm()
         super().__init__(model)
         try:
             folder = checkpoint_folder(self.name, WEIGHT_FILES)

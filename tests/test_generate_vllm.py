@@ -129,14 +129,16 @@ def test_eval_plays_generated_tasks_with_it(checkpoint: Path, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint: Path) -> Iterator[str]:
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's own OpenAI-compatible server with the checkpoint."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=stream, stderr=stream)
     url = f"http://127.0.0.1:{port}/v1"
     deadline = time.monotonic() + 240
     try:
@@ -145,7 +147,7 @@ def server(checkpoint: Path) -> Iterator[str]:
                 OpenAI(base_url=url, api_key="none", max_retries=0).models.list()
                 break
             except OpenAIError:
-                assert process.poll() is None, "the server has ended"
+                assert process.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < deadline, "the server does not answer"
                 time.sleep(1)
         yield url

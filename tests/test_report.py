@@ -64,6 +64,7 @@ def report(mode: str, resolved: int, graded: int, n: int | None = None) -> dict[
         "flaky": [],
         "overlap": ["i-0"],
         "decoding": {"temperature": 0.0, "seed": 0},
+        "engine": None,
         "policy": {"context": {"kind": "last_k", "k": 2}, "max_prompt_tokens": 8192},
         "prompt_sha256": "0123456789abcdef",
     }
