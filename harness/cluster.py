@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from harness.agent import AGENT, Episode, Save
-from harness.generate import Engine, Generator, load_generator
+from harness.generate import EngineName, Generator, load_generator
 from harness.plan import Item, Plan
 from harness.play import play
 from harness.sandbox_open import Sandboxes
@@ -122,6 +122,6 @@ def _states(plan: Plan, item: Item) -> Iterator[Episode | Played]:
 
 
 @cache
-def _generator(model: str, engine: Engine) -> Generator:
+def _generator(model: str, engine: EngineName) -> Generator:
     """A model stays loaded in the process of a node."""
     return load_generator(model, engine)

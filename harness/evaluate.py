@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from harness.agent import Episode, Save
 from harness.env import OpenSandbox, Status
-from harness.generate import Generator, is_endpoint, local_engine, require_vllm
+from harness.generate import EngineName, Generator, is_endpoint, local_engine, require_vllm
 from harness.plan import Item, Plan, require_images
 from harness.play import Interrupted, persist, play, terminable
 from harness.progress import Progress
@@ -81,7 +81,7 @@ def evaluate(
     return report
 
 
-def _with_engine(plan: Plan, begun_with: str | None, generator: bool, cluster: bool) -> Plan:
+def _with_engine(plan: Plan, begun_with: EngineName | None, generator: bool, cluster: bool) -> Plan:
     """The plan with the engine that is used; `auto` remains where none is.
 
     Args:
@@ -92,24 +92,21 @@ def _with_engine(plan: Plan, begun_with: str | None, generator: bool, cluster: b
     Raises:
         UserError: the engine cannot be used so.
     """
-    wanted = plan.config.engine
-    loads = plan.needs_model and not generator and not is_endpoint(str(plan.config.model))
-    if loads and cluster and wanted == "vllm":
+    engine = plan.config.engine
+    if not plan.needs_model or generator or is_endpoint(str(plan.config.model)):
+        if engine != "auto":
+            why = "an endpoint has an engine of its own" if plan.needs_model and not generator else "no model is loaded"
+            print(f"--engine {engine} is left out: {why}", file=sys.stderr)
+        engine = "auto"
+    elif engine == "auto":
+        engine = begun_with or ("transformers" if cluster else local_engine())
+    if engine == "vllm" and cluster:
         raise UserError(
             "--engine vllm: with --ray a node plays episodes in several processes, and each would want the GPU for an engine of its "
             "own. Serve the model (vllm serve MODEL) and name it as --model http://HOST:PORT/v1#MODEL, or use --engine transformers"
         )
-    if not loads:
-        if wanted != "auto":
-            why = "an endpoint has an engine of its own" if plan.needs_model and not generator else "no model is loaded"
-            print(f"--engine {wanted} is left out: {why}", file=sys.stderr)
-        engine = "auto"
-    elif wanted == "auto":
-        engine = begun_with or ("transformers" if cluster else local_engine())
-    else:
-        engine = wanted
     if engine == "vllm":
-        require_vllm()  # before the run's folder holds what cannot be done
+        require_vllm()
     return plan._replace(config=plan.config.model_copy(update={"engine": engine}))
 
 

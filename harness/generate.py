@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.prompt import Message
 from harness_trajectories.errors import UserError
 
-Engine = Literal["auto", "transformers", "vllm"]
+EngineName = Literal["auto", "transformers", "vllm"]
 """What runs a checkpoint on this machine."""
 
 
@@ -113,7 +113,7 @@ def parse_endpoint(spec: str) -> tuple[str, str]:
     return url.rstrip("/"), model
 
 
-def local_engine() -> Engine:
+def local_engine() -> EngineName:
     """What `auto` means here: vLLM where it is installed and CUDA is there, else transformers."""
     if importlib.util.find_spec("vllm") is None:
         return "transformers"
@@ -132,7 +132,7 @@ def require_vllm() -> None:
         raise UserError("--engine vllm: vLLM is not installed. pip install 'srl-harness[vllm]', or --engine transformers")
 
 
-def load_generator(spec: str, engine: Engine = "auto") -> Generator:
+def load_generator(spec: str, engine: EngineName = "auto") -> Generator:
     """The model that `--model` names: an endpoint `http://HOST:PORT/v1#MODEL`, or a checkpoint folder or hub id.
 
     Args:

@@ -269,7 +269,7 @@ class Job(NamedTuple):
 
 
 class LocalGenerator:
-    """What the generators that run a model on this machine share: conversations become jobs, which `_submit` of a subclass sees answered."""
+    """What generators that run a model on this machine share: conversations become jobs, which `_submit` of a subclass has answered."""
 
     def __init__(self, model: str | Path) -> None:
         self.name = str(model)

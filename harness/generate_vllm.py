@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from harness.generate import RequestRefused, require_vllm
-from harness.generate_hf import ALLOWED, WEIGHT_FILES, Job, LocalGenerator, checkpoint_folder, declared_ends, first_line
+from harness.generate_hf import ALLOWED, WEIGHT_FILES, Job, LocalGenerator, checkpoint_folder, completion_of, declared_ends, first_line
 from harness_trajectories.errors import UserError
 
 ENGINE = Path(__file__).with_name("generate_vllm_engine.py")
@@ -111,7 +111,7 @@ class VLLMGenerator(LocalGenerator):
                 job.answer.set_exception(RequestRefused(f"vLLM refuses a request to {self.name}: {answer['error']}"))
             else:
                 self.cached_tokens += answer["cached"]
-                self._answer(job, answer["tokens"])
+                job.answer.set_result(completion_of(self.tokenizer, self._end, job.prompt, answer["tokens"]))
         self._process.wait()
         with self._lock:
             ended = self._ended = self._ended or UserError(

@@ -39,7 +39,7 @@ class EvalConfig(BaseModel):
     scaffold: Literal["agent", "agentless"] = "agent"
     model: str | None = None
     """A checkpoint's directory, a hub id or an endpoint; None: the newest checkpoint under runs/."""
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     """What runs a checkpoint; RUN/config.yaml has what `auto` came to, and a run is taken up again with that."""
     predictions: str | None = None
     """Instead of a model: a file of patches in the SWE-bench schema, to be graded."""
