@@ -32,7 +32,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
+import tomllib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
     from harness.sandbox import Sandbox
 
 F = TypeVar("F", bound=Callable[..., str])
+GROUP = "harness.envs"
+"""The entry-point group."""
+PROJECT = "pyproject.toml"
 Split = Literal["train", "val", "test"]
 OpenSandbox = Callable[..., "Sandbox"]
 """`open_sandbox(image=None)`: a fresh sandbox, of the default base image where none is named. `prepare` and `network`: see
@@ -286,24 +291,53 @@ def describe_tools(cls: type[Env]) -> str:
 
 
 def load_env(name: str) -> type[Env]:
-    """An environment class by its entry-point name or as `pkg.mod:Class` (the current directory is importable).
+    """An environment class by its entry-point name, or as `pkg.mod:Class`.
+
+    The current directory is importable, and so is a package's folder in it, as `harness env new` writes one. What such a folder's
+    pyproject.toml names in the entry-point group serves before it is installed.
 
     Raises:
         UserError: no such environment, or what is found there is not an `Env`.
     """
-    known = {entry.name: entry for entry in entry_points(group="harness.envs")}
+    installed = entry_points(group=GROUP)
+    targets = {entry.value for entry in installed if entry.name == name}
+    if len(targets) > 1:
+        raise UserError(f"domain {name!r} stands for {' and for '.join(sorted(targets))}; uninstall one, or name the class itself")
+    target = targets.pop() if targets else _not_installed(name)
+    if target is None:
+        known = ", ".join(sorted({entry.name for entry in installed}))
+        raise UserError(f"unknown domain {name!r}. Known: {known}; or your own class as package.module:Class")
+    module, _, attribute = target.partition(":")
     try:
-        if name in known:
-            found = known[name].load()
-        elif ":" in name:
-            module, _, attribute = name.partition(":")
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            found = getattr(importlib.import_module(module), attribute)
-        else:
-            raise UserError(f"unknown domain {name!r}. Known: {', '.join(sorted(known))}; or your own class as package.module:Class")
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"domain {name!r} cannot be loaded: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, Env)):
         raise UserError(f"domain {name!r} is {found!r}, which is not a subclass of harness.Env")
     return found
+
+
+def _not_installed(name: str) -> str | None:
+    """The `pkg.mod:Class` that `name` is or that a package's folder declares; what it is in becomes importable."""
+    here = Path.cwd()
+    if ":" in name:
+        package = here / re.split(r"[.:]", name)[0]
+        for folder in (here, package) if (package / PROJECT).is_file() else (here,):
+            _importable(folder)
+        return name
+    for folder in (here / name, here):
+        if (folder / PROJECT).is_file():
+            try:
+                project = tomllib.loads((folder / PROJECT).read_text(encoding="utf-8")).get("project", {})
+            except ValueError as error:
+                raise UserError(f"{folder / PROJECT}: cannot be read: {error}") from None
+            target = project.get("entry-points", {}).get(GROUP, {}).get(name)
+            if target is not None:
+                _importable(folder)
+                return str(target)
+    return None
+
+
+def _importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

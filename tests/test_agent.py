@@ -19,9 +19,9 @@ from harness.env import EnvError, Split
 from harness.generate import Sampling, ScriptedGenerator
 from harness.prompt import Message, PromptPolicy, completion
 from harness.sandbox_local import LocalSandbox
-from harness_envs.sql import SqlEnv, SqlTask
 from harness_envs.swe import SweAgentEnv
 from harness_envs.swe.env import SweConfig
+from harness_sql import SqlEnv, SqlTask
 from harness_trajectories import Action
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import ContextPolicy, step_examples

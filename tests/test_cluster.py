@@ -19,12 +19,13 @@ from harness import Grade
 from harness.env import Split
 from harness.evaluate import evaluate
 from harness.plan import EvalConfig, Plan, prepare
-from harness_envs.sql import SqlEnv, SqlTask
+from harness_sql import SqlEnv, SqlTask
 from harness_trajectories.errors import UserError
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 HARNESS = Path(sys.executable).with_name("harness")
-TESTS = str(Path(__file__).parent)
+TESTS = Path(__file__).parent
+NEEDED = (str(TESTS), str(TESTS.parent / "envs/examples/sql"), *filter(None, [os.environ.get("PYTHONPATH")]))
 
 
 class NodeEnv(SqlEnv):
@@ -60,7 +61,7 @@ def plan(**options: Any) -> Plan:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", TESTS)  # the nodes' processes have to find this module
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(NEEDED))  # the nodes' processes have to find this module
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     made.add_node(num_cpus=2)
     yield made
@@ -71,7 +72,9 @@ def test_both_nodes_play_and_the_folder_is_the_same(cluster: Any, tmp_path: Path
     report = evaluate(plan(env={"seconds": 0.2}), tmp_path / "far", workers=4, cluster=cluster.address)
     assert (report["n"], report["resolved"]) == (12, 12)
     assert len({row["notes"][0] for row in report["instances"].values()}) == 2
-    near = evaluate(prepare(EvalConfig(domain="sql", mode="gold", instances=tuple(report["instances"])), None), tmp_path / "near")
+    near = evaluate(
+        prepare(EvalConfig(domain="harness_sql:SqlEnv", mode="gold", instances=tuple(report["instances"])), None), tmp_path / "near"
+    )
     assert list(near["instances"]) == list(report["instances"])
     assert near["mean"]["turns"] == report["mean"]["turns"]
     for name in report["instances"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,8 @@ import pytest
 
 from harness import Env, Task, tool
 from harness.env import EnvError, Split, ToolError, describe_tools, load_env
-from harness_envs.sql import SqlEnv
+from harness.skeleton import write_package
+from harness_envs.math import MathEnv
 from harness_trajectories import Action
 from harness_trajectories.errors import UserError
 
@@ -93,9 +95,10 @@ def test_answer_ends_the_episode(kitchen: Kitchen) -> None:
 
 
 def test_load_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_env("harness_envs.sql:SqlEnv") is SqlEnv
-    (tmp_path / "mine_env.py").write_text("from harness_envs.sql import SqlEnv\n\n\nclass Mine(SqlEnv):\n    '''Mine.'''\n")
+    assert load_env("harness_envs.math:MathEnv") is load_env("math") is MathEnv
+    (tmp_path / "mine_env.py").write_text("from harness_envs.math import MathEnv\n\n\nclass Mine(MathEnv):\n    '''Mine.'''\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     assert load_env("mine_env:Mine").__name__ == "Mine"
     for name, word in (
         ("cooking", "cooking"),
@@ -105,3 +108,27 @@ def test_load_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(UserError, match=word):
             load_env(name)
+
+
+def test_a_packages_folder_serves_before_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, files = write_package("loose_dice", tmp_path)
+    (folder,) = {file.parent for file in files}
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for place in (tmp_path, folder):
+        monkeypatch.chdir(place)
+        assert load_env("loose_dice") is load_env("loose_dice:LooseDice")
+    with pytest.raises(UserError, match="unknown domain 'loose_card'"):
+        load_env("loose_card")
+    (folder / "pyproject.toml").write_text("[project")
+    with pytest.raises(UserError, match=r"pyproject\.toml: cannot be read"):
+        load_env("loose_dice")
+
+
+def test_a_name_that_two_packages_claim_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = tmp_path / "other_math-1.dist-info"
+    claim.mkdir()
+    (claim / "METADATA").write_text("Metadata-Version: 2.1\nName: other-math\nVersion: 1\n")
+    (claim / "entry_points.txt").write_text("[harness.envs]\nmath = other_math:OtherMath\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(UserError, match=r"'math' stands for harness_envs\.math:MathEnv and for other_math:OtherMath"):
+        load_env("math")

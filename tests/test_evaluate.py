@@ -26,13 +26,13 @@ from harness.evaluate import evaluate, file_name
 from harness.generate import ScriptedGenerator
 from harness.plan import EvalConfig, Plan, prepare
 from harness.prompt import Message, PromptPolicy, completion
-from harness_envs.sql import SqlEnv
+from harness_sql import SqlEnv
 from harness_trajectories import Action
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import ContextPolicy
 
 HARNESS = Path(sys.executable).with_name("harness")
-SQL = "harness_envs.sql:SqlEnv"
+SQL = "harness_sql:SqlEnv"
 HERE = "test_evaluate"
 STATUSES = {"resolved", "unresolved", "empty_patch", "patch_error", "timeout", "infra_error", "suspicious"}
 

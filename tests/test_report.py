@@ -9,7 +9,7 @@ import pytest
 
 from harness.agent import replay
 from harness.report import Row, comparison, episode, rate_text, summary, wilson
-from harness_envs.sql import SqlEnv
+from harness_sql import SqlEnv
 from harness_trajectories.errors import UserError
 
 STATSMODELS = {

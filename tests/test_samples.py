@@ -18,7 +18,7 @@ from harness.evaluate import evaluate
 from harness.generate import Completion, Sampling, ScriptedGenerator
 from harness.plan import EvalConfig, Plan, prepare
 from harness.prompt import Message, completion
-from harness_envs.sql import SqlEnv
+from harness_sql import SqlEnv
 from harness_trajectories import Action
 
 
