@@ -50,7 +50,7 @@ def test_help_and_env_list(installed: Path, tmp_path: Path) -> None:
     assert str(installed.parents[1]) in where.stdout
     assert "train" in call(installed, tmp_path, "--help")
     listed = json.loads(call(installed, tmp_path, "env", "list", "--json"))
-    assert {"swe", "math"} <= {row["name"] for row in listed["environments"]}
+    assert {row["name"] for row in listed["environments"]} == {"swe", "math"}
 
 
 def test_synth_math(installed: Path, tmp_path: Path) -> None:
