@@ -68,6 +68,7 @@ def train(
     from harness.train.measure import GateClosed
     from harness.train.run import Stopped
     from harness.train.run import train as run
+    from harness.train.summary import table
 
     env = load_env(domain)
     given = {"domain": domain, "method": method, "model": model, "tokenizer": tokenizer, "data": data or None, "exclude": exclude or None}
@@ -92,7 +93,7 @@ def train(
     except (GateClosed, Stopped) as end:
         note(f"error: {end}" if isinstance(end, GateClosed) else str(end))
         raise typer.Exit(1 if isinstance(end, GateClosed) else 130) from None
-    emit(report, as_json, _text(report, out))
+    emit(report, as_json, f"{table(report)}\ncheckpoint: {report['checkpoint']}\nreport: {out / 'report.md'}")
 
 
 def _model_and_data(domain: str, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,35 +135,3 @@ def _generated(domain: str, env: type[Env]) -> None:
 
 def _slug(domain: str) -> str:
     return re.sub(r"[^\w.-]+", "-", domain)
-
-
-def _text(report: Mapping[str, Any], out: Path) -> str:
-    data, rows = report["data"], _rows(report)
-    counts = " and ".join(f"{data[key]} {what}" for key, what in (("train_steps", "steps"), ("train_tasks", "tasks")) if key in data)
-    lines = [f"{out}: {report['method']} on {counts}, {report['parameters'] / 1e6:.2f}M parameters"]
-    steps = {name: found for name, row in rows.items() if (found := row if "exact" in row else _of_steps(row))}
-    if steps:
-        lines.append(f"{'held-out steps':<16}{'format':>8}{'exact':>8}{'similarity':>12}{'reward':>8}")
-        for name, row in steps.items():
-            lines.append(f"{name:<16}{row['format_ok']:>8.3f}{row['exact']:>8.3f}{row['similarity']:>12.3f}{row['reward']:>8.3f}")
-        for name, baseline in (("constant action", "baseline_constant"), ("last action again", "baseline_copy")):
-            lines.append(f"{name:<36}{report['baselines'][baseline]:>8.3f}")
-    tasks = {name: row for name, row in rows.items() if "solved" in row}
-    if tasks:
-        lines.append(f"{'held-out tasks':<16}{'format':>8}{'solved':>8}{'turns':>12}{'reward':>8}{'of':>8}")
-        for name, row in tasks.items():
-            graded = row["episodes"] - row["unscorable"]
-            cells = f"{row['format_ok']:>8.3f}{row['solved']:>8.3f}{row['turns']:>12.1f}{row['reward']:>8.3f}{graded:>8.0f}"
-            lines.append(f"{name:<16}{cells}")
-    return "\n".join([*lines, f"checkpoint: {report['checkpoint']}"])
-
-
-def _rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """The validations of a run: before and after each stage, and the best of the last."""
-    rows = {f"{stage}, {when}": found[when] for stage, found in report["stages"].items() for when in ("before", "after") if when in found}
-    return {**rows, **({"best": report["best"]} if "best" in report else {})}
-
-
-def _of_steps(row: Mapping[str, float]) -> dict[str, float]:
-    """What an RLVR stage measured on steps, beside its tasks."""
-    return {name.removeprefix("step_"): value for name, value in row.items() if name.startswith("step_")}

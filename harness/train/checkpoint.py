@@ -15,13 +15,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from harness import contamination
 from harness.prompt import PromptPolicy
 from harness.runs import write_json
+from harness.train.adapters import whole_weights
 
 WHOLE = "whole"
 """Marks a resumable checkpoint whose writing was finished."""
@@ -41,14 +42,19 @@ class Companions(NamedTuple):
         contamination.record(directory, self.instances)
 
 
-def export(model: PreTrainedModel, companions: Companions, directory: Path, validation: dict[str, float] | None = None) -> None:
-    """Write a loadable checkpoint so that `directory` is there whole or not at all; one that lies there is replaced."""
+def export(model: Any, companions: Companions, directory: Path, validation: dict[str, float] | None = None) -> None:
+    """Write a loadable checkpoint so that `directory` is there whole or not at all; one that lies there is replaced.
+
+    Args:
+        model: perhaps with adapters, which are added to the weights that are written.
+    """
     fresh = directory.with_name(f".{directory.name}.new")
     stale = directory.with_name(f".{directory.name}.old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    model.save_pretrained(fresh)
+    bare, weights = whole_weights(model)
+    bare.save_pretrained(fresh, state_dict=weights)
     companions.save(fresh)
     if validation is not None:
         write_json(fresh / VALIDATION, validation)

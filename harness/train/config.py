@@ -136,6 +136,22 @@ class Episodes(Options):
     """Keep the pulled images to so many GB."""
 
 
+class Memory(Options):
+    """What is kept on the device to train: `harness train --dry-run` shows what it comes to."""
+
+    lora_rank: int = Field(default=0, ge=0)
+    """Train adapters of this rank beside the frozen weights, which then lie on a GPU in bfloat16. 0: train the weights, kept in float32.
+    The adapters of a stage are added to the weights at its end: every exported checkpoint holds whole weights."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """An adapter's product is scaled by `lora_alpha / lora_rank`. None: twice the rank."""
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get adapters; `all-linear`: every linear layer but the output embeddings."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW keeps 8 bytes for each trained weight, in 8 bits 2; `paged` moves them to the host where the device runs full."""
+    gradient_checkpointing: bool | None = None
+    """Compute a layer's activations again in the backward pass instead of keeping them. None: on a GPU, where they would not fit."""
+
+
 class Gate(Options):
     """What a model must do before RL starts: there is nothing to reinforce otherwise."""
 
@@ -191,10 +207,13 @@ class TrainConfig(Options):
     srl: Reinforced = Reinforced()
     rlvr: Outcome = Outcome()
     episodes: Episodes = Episodes()
+    memory: Memory = Memory()
     gate: Gate = Gate()
     validation: Validation = Validation()
     checkpoint_every: int = Field(default=10, ge=1)
     """Optimizer steps between resumable checkpoints."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the figures of metrics.jsonl are sent besides, by the integrations of transformers. TensorBoard's files: RUN/tensorboard."""
     samples_logged: int = Field(default=16, ge=0)
     """Completions kept under completions/ for each step of SRL, and episodes under episodes/ for each of RLVR."""
 

@@ -14,6 +14,7 @@ from harness.runs import write_json
 from harness.train.config import Outcome
 from harness.train.engine import Engine
 from harness.train.episodes import Played, Players, Start
+from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
 from harness.train.sampling import has_signal
 
@@ -32,7 +33,7 @@ class EpisodeRollouts:
         folder: where some episodes of each step are kept as ATIF documents, `logged` of them.
     """
 
-    def __init__(self, tasks: Sequence[Task], players: Players, options: Outcome, folder: Path, logged: int) -> None:
+    def __init__(self, tasks: Sequence[Task], players: Players, options: Outcome, folder: Path, logged: int, phases: Phases) -> None:
         self.size = len(tasks)
         self.rollouts = options.rollouts
         self.figures: dict[str, float] = {}
@@ -41,6 +42,7 @@ class EpisodeRollouts:
         self._options = options
         self._folder = folder
         self._logged = logged
+        self.phases = phases
         self._step = 0
         self._groups: list[Sequence[Rollout]] = []  # of the present step
 
@@ -56,7 +58,7 @@ class EpisodeRollouts:
             Start(self._tasks[item], sampling.model_copy(update={"seed": episode_seed(sampling.seed, place, copy)}))
             for item, place, copy in each
         ]
-        every = self._players.play(starts, engine)
+        every = self._players.play(starts, engine, self.phases)
         _require_some(every)
         rollouts = [
             self._rollout(item, Detail(f"{self._tasks[item].id}.{place}.{copy}", played))
@@ -84,7 +86,7 @@ class EpisodeRollouts:
             EnvError: the infrastructure failed in every episode.
         """
         greedy = self._players.plan.config.sampling.model_copy(update={"temperature": 0.0})
-        every = self._players.play([Start(task, greedy) for task in tasks], engine)
+        every = self._players.play([Start(task, greedy) for task in tasks], engine, Phases())
         _require_some(every)
         return summary(every)
 

@@ -22,6 +22,7 @@ from harness.plan import Item, Plan
 from harness.play import Interrupted, persist, play
 from harness.prompt import Message
 from harness.train.engine import Engine
+from harness.train.phases import Phases
 from harness.train.rollouts import Turn
 
 LINGER = 0.02
@@ -88,8 +89,11 @@ class Players:
         self._queue: queue.SimpleQueue[_Request | Future[Played]] = queue.SimpleQueue()
         self._stop = threading.Event()
 
-    def play(self, starts: Sequence[Start], engine: Engine) -> list[Played]:
+    def play(self, starts: Sequence[Start], engine: Engine, phases: Phases) -> list[Played]:
         """Play these episodes, in whatever order; returned in theirs.
+
+        Args:
+            phases: what is not sampling is waiting for the `environment`.
 
         Raises:
             BaseException: whatever ended them early, after the threads have let go of their sandboxes.
@@ -102,7 +106,8 @@ class Players:
         requests: list[_Request] = []
         try:
             while left:
-                left -= self._wait(requests, left)
+                with phases("environment"):
+                    left -= self._wait(requests, left)
                 self._answer(requests, engine)
         except BaseException:
             self._stop.set()

@@ -25,11 +25,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad, split_tensor_dict
 
 from harness.generate_hf import end_tokens
-from harness.train.config import Reinforced
+from harness.train.adapters import adapter_config
+from harness.train.config import Memory, Reinforced
 from harness.train.data import step_count
 from harness.train.engine import Engine, ModelEngine
 from harness.train.packed_loss import accept_trees, tree_logps
-from harness.train.rollouts import Rollout, Source
+from harness.train.rollouts import Rollout, Source, length_figures
 from harness.train.sampling import Refill
 from harness.train.sft import common_arguments
 from harness_trajectories.errors import UserError
@@ -58,6 +59,9 @@ class ReinforcedTrainer(GRPOTrainer):
             options.temperature,
             options.sample_batch,
         )
+        self.phases = source.phases
+        self._sampled: list[int] = []
+        """Tokens of each completion that was sampled for the present step, dropped groups included."""
         self._refreshed = -1
         self._batch: list[Rollout] = []
         """Of all processes."""
@@ -75,12 +79,16 @@ class ReinforcedTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, on a batch that was filled before."""
-        self._batch = [one for group in self.refill.fill(self._round, self.accelerator.num_processes) for one in group]
+        self._sampled = []
+        with self.phases("sampling"):
+            self._batch = [one for group in self.refill.fill(self._round, self.accelerator.num_processes) for one in group]
         self._present = self._mine(self._batch)
-        return super()._generate_and_score_completions([{"prompt": ""} for _ in self._present])
+        with self.phases("log_probs"):
+            return super()._generate_and_score_completions([{"prompt": ""} for _ in self._present])
 
     def _round(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         groups = self.roll_out(items, places)
+        self._sampled += [len(one.tokens) for group in groups for one in group]
         self.source.note(self.state.global_step + 1, groups)
         return groups
 
@@ -95,6 +103,13 @@ class ReinforcedTrainer(GRPOTrainer):
             self.engine.refresh()
             self._refreshed = self.state.global_step
         return self.engine
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of the present step, for metrics.jsonl."""
+        turns = [turn for one in self._batch for turn in one.turns]
+        tokens = {"update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
+        return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens
 
     def _mine(self, items: list[Any]) -> list[Any]:
         """This process's part of what all processes hold."""
@@ -179,6 +194,7 @@ def reinforced_trainer(
     folder: Path,
     seed: int,
     every: int,
+    memory: Memory,
 ) -> ReinforcedTrainer:
     """The trainer of an RL stage.
 
@@ -211,13 +227,14 @@ def reinforced_trainer(
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=round(options.warmup_ratio * steps),
         max_grad_norm=options.grad_norm,
-        **common_arguments(model, every, seed),
+        **common_arguments(model, every, seed, memory),
     )
     trainer = ReinforcedTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [""] * (steps * options.prompts)}),
         processing_class=tokenizer,
+        peft_config=adapter_config(memory),
         source=source,
         options=options,
         refill=Refill(source.size, options, seed),

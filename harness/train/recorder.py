@@ -1,4 +1,12 @@
-"""What happens beside the optimizer steps: metrics, progress, validation, the best checkpoint, and a clean stop on Ctrl-C."""
+"""What happens beside the optimizer steps: metrics, progress, validation, the best checkpoint, and a clean stop on Ctrl-C.
+
+The rows of a stage in metrics.jsonl, all with `stage` and `step`:
+- the first: facts of its beginning (the gate before RL, sequences left out).
+- one a step: the trainer's figures and those of sampling; `seconds`, and by phase `seconds_…` and `share_…` of it; tokens a second, those
+  sampled by the seconds of sampling (`tokens_per_second`) and those of the updated sequences by the seconds of the update.
+- one a validation: `val_…` and its `seconds`.
+- the last, where something was saved after the last step: the seconds of that. Earlier checkpoints count in the step after them.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from harness.progress import Progress
 from harness.runs import Run, read_jsonl, write_text
 from harness.train.checkpoint import WHOLE, Companions, export, validation_of
+from harness.train.reporting import Reporters
 
 if TYPE_CHECKING:
     from harness.train.stages import Stage
@@ -58,25 +67,34 @@ class Recorder(TrainerCallback):
     Args:
         every: optimizer steps between validations.
         best: folder of the stage's best checkpoint.
+        reporters: where rows are sent besides.
     """
 
-    def __init__(self, run: Run, stage: Stage, companions: Companions, stop: Stop, every: int, best: Path) -> None:
+    def __init__(self, run: Run, stage: Stage, companions: Companions, stop: Stop, every: int, best: Path, reporters: Reporters) -> None:
         self._run = run
         self._stage = stage
         self._companions = companions
         self._stop = stop
         self._every = every
         self._best = best
-        self._since = time.monotonic()
+        self._reporters = reporters
+        self._phases = stage.trainer.phases
+        self._since = self._saving = time.monotonic()
         self.progress = Progress(stage.trainer.args.max_steps, stage.name)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.progress.resume_at(state.global_step)
-        if state.global_step == 0:
-            self._measure(0, others["model"])
+        self._reporters.begin(args, state, control, others["model"])
         self._since = time.monotonic()
+        self._phases.take()  # what the gate took
+        if state.global_step == 0:
+            self._measure(args, state, control, others["model"])
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        self._phases.begin("update")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        self._phases.end()
         if self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
@@ -84,31 +102,58 @@ class Recorder(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **others: Any) -> None:
         if "train_runtime" in logs:
             return
-        now = time.monotonic()
         row = {TRL_NAMES[name]: value for name, value in logs.items() if name in TRL_NAMES}
-        row |= self._stage.extra()
-        self._run.log({"stage": self._stage.name, "step": state.global_step, **row, "seconds": round(now - self._since, 3)})
+        row |= self._stage.trainer.figures | self._times()
+        for tokens, phase in (("sampled_tokens", "sampling"), ("update_tokens", "update")):
+            if tokens in row and row.get(f"seconds_{phase}"):
+                name = "tokens_per_second" if phase == "sampling" else "update_tokens_per_second"
+                row[name] = round(row[tokens] / row[f"seconds_{phase}"], 1)
+        self._log(row, args, state, control)
         shown = {name: float(row[name]) for name in ("loss", "reward", "format_ok", "exact", "solved") if isinstance(row.get(name), float)}
         self.progress.advance(1, **shown)
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
-            self._measure(state.global_step, others["model"])
-        self._since = time.monotonic()
+            self._measure(args, state, control, others["model"])
+        self._saving = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._companions.save(directory)
         (directory / WHOLE).touch()
+        self._phases.add("checkpoint", time.monotonic() - self._saving)
 
-    def _measure(self, step: int, model: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        times = self._times()
+        if "seconds_checkpoint" in times:
+            self._log(times, args, state, control)
+        self._reporters.end(args, state, control)
+
+    def _measure(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         if self._stage.measure is None:
             return
         started = time.monotonic()
         figures = self._stage.measure()
         row = {f"val_{name}": value for name, value in figures.items()}
-        self._run.log({"stage": self._stage.name, "step": step, **row, "seconds": round(time.monotonic() - started, 3)})
+        seconds = time.monotonic() - started
+        self._since += seconds
+        self._log({**row, "seconds": round(seconds, 3)}, args, state, control)
         before = validation_of(self._best)
         if before is None or _rank(figures, self._stage.rank) > _rank(before, self._stage.rank):
-            export(model, self._companions, self._best, {"step": step, **figures})
+            with self._phases("checkpoint"):
+                export(model, self._companions, self._best, {"step": state.global_step, **figures})
+
+    def _times(self) -> Figures:
+        """Seconds since the last step's row, without those of validations, and by phase."""
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
+        phases = self._phases.take()
+        times = {"seconds": round(seconds, 3)}
+        for name, value in phases.items():
+            times |= {f"seconds_{name}": round(value, 3), f"share_{name}": round(value / seconds, 4)}
+        return times
+
+    def _log(self, row: dict[str, Any], args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        self._run.log({"stage": self._stage.name, "step": state.global_step, **row})
+        self._reporters.send(row, args, state, control)
 
 
 def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:
@@ -124,24 +169,6 @@ def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:
         write_text(file, "".join(f"{json.dumps(row)}\n" for row in kept))
     if step == 0:
         run.log({"stage": stage, "step": 0, **facts})
-
-
-def stage_reports(run: Run) -> dict[str, dict[str, Any]]:
-    """By stage: steps, seconds of training and of validation, the facts of its beginning, and the validations before and after."""
-    reports: dict[str, dict[str, Any]] = {}
-    for row in read_jsonl(run.path / "metrics.jsonl"):
-        report = reports.setdefault(row["stage"], {"steps": 0, "seconds": 0.0, "validation_seconds": 0.0})
-        figures = {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
-        if figures:
-            report["validation_seconds"] += row["seconds"]
-            report["after" if "before" in report else "before"] = figures
-        elif row["step"] == 0:
-            report |= {name: value for name, value in row.items() if name not in ("stage", "step")}
-            report |= {"steps": 0, "seconds": 0.0}
-        else:
-            report["steps"] = row["step"]
-            report["seconds"] += row["seconds"]
-    return reports
 
 
 def _rank(figures: Figures, names: Sequence[str]) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from harness.train.engine import Engine
+from harness.train.phases import Phases
 
 
 class Turn(NamedTuple):
@@ -34,6 +35,16 @@ class Rollout(NamedTuple):
         return [token for turn in self.turns for token in turn.completion]
 
 
+def length_figures(lengths: Sequence[int]) -> dict[str, float]:
+    """What is logged of the lengths of sampled completions, in tokens."""
+    return {
+        "completion_tokens": sum(lengths) / len(lengths),
+        "completion_tokens_min": min(lengths),
+        "completion_tokens_max": max(lengths),
+        "sampled_tokens": sum(lengths),
+    }
+
+
 class Source(Protocol):
     """Items to train on and how they are rolled out (`step_rollouts.py`, `episode_rollouts.py`).
 
@@ -41,11 +52,13 @@ class Source(Protocol):
         size: items; they are numbered from 0.
         rollouts: of each item, its group.
         figures: of the present optimizer step, for metrics.jsonl.
+        phases: the stage's clocks. `roll` runs within `sampling`; what it does besides is a phase of its own, such as `scoring`.
     """
 
     size: int
     rollouts: int
     figures: dict[str, float]
+    phases: Phases
 
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         """A group for each item.

@@ -14,13 +14,17 @@ from transformers.utils import logging as transformers_logging
 
 from harness.env import load_env
 from harness.generate_hf import load_model
-from harness.runs import open_run, write_json
+from harness.runs import open_run, write_json, write_text
+from harness.train.adapters import merge
 from harness.train.checkpoint import export, last_resumable, make_newest, step_of, validation_of
 from harness.train.config import TINY_MODEL, TrainConfig
 from harness.train.curves import draw
-from harness.train.recorder import Recorder, Stop, begin_stage, stage_reports
+from harness.train.packages import check_packages
+from harness.train.recorder import Recorder, Stop, begin_stage
+from harness.train.reporting import Reporters
 from harness.train.setup import TOKENS, Setup, set_up, stages_of
 from harness.train.stages import STAGES
+from harness.train.summary import describe, stage_reports
 from harness_trajectories.errors import UserError
 
 
@@ -43,6 +47,7 @@ def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+    check_packages(config)
     env = load_env(config.domain)
     existed = out.exists() and not fresh
     run = open_run(out, "train", config, fresh)
@@ -94,16 +99,19 @@ def _stage(setup: Setup, name: str, stop: Stop) -> None:
         if resume is not None:
             print(f"{name}: resuming from {resume}", file=sys.stderr)
         begin_stage(setup.run, name, step_of(resume) if resume else 0, stage.facts)
-        recorder = Recorder(setup.run, stage, setup.companions, stop, setup.config.validation.every, setup.checkpoints / "best")
+        reporters = Reporters(setup.config.report_to, setup.run.path, name)
+        every = setup.config.validation.every
+        recorder = Recorder(setup.run, stage, setup.companions, stop, every, setup.checkpoints / "best", reporters)
         trainer.add_callback(recorder)
         with recorder.progress:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if stop.requested and trainer.state.global_step < steps:
             raise Stopped(f"stopped in {name} at step {trainer.state.global_step} of {steps}; the same command resumes it")
+        merge(trainer.model)
 
 
 def _report(setup: Setup) -> dict[str, Any]:
-    """Write report.json and take away what only a run under way needs."""
+    """Write report.json and report.md, and take away what only a run under way needs."""
     config, run, checkpoints = setup.config, setup.run, setup.checkpoints
     best = checkpoints / "best"
     report: dict[str, Any] = {
@@ -123,6 +131,7 @@ def _report(setup: Setup) -> dict[str, Any]:
         make_newest(best)
     report["checkpoint"] = str(best if best.exists() else checkpoints / "final")
     report["plots"] = [str(path.relative_to(run.path)) for path in draw(run)]
+    write_text(run.path / "report.md", describe(run, report))
     write_json(run.path / "report.json", report)
     for folder in (checkpoints / "resume", run.path / TOKENS):
         shutil.rmtree(folder, ignore_errors=True)

@@ -120,12 +120,17 @@ def _base(config: TrainConfig, made: Path, examples: Examples) -> tuple[PreTrain
         raise UserError(f"--tokenizer goes with --model {TINY_MODEL}; {config.model} brings its own")
     if config.model != TINY_MODEL or made.exists():
         source = str(made) if config.model == TINY_MODEL else config.model
-        tokenizer, model = load_tokenizer(source), load_model(source)
+        tokenizer, model = load_tokenizer(source), load_model(source, _dtype(config))
     else:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else train_tokenizer(corpus(examples), config.tiny.vocabulary)
         model = build_model(config.tiny, tokenizer, config.seed)
     model.generation_config.eos_token_id = end_tokens(tokenizer, model)
     return tokenizer, model.to(_device(config))
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    """Of the weights: float32 where they are trained; bfloat16 where they are frozen and the device computes in it."""
+    return torch.bfloat16 if config.memory.lora_rank and _device(config) == "cuda" else torch.float32
 
 
 def _device(config: TrainConfig) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from functools import partial
 from typing import NamedTuple
 
-from transformers import Trainer, set_seed
+from transformers import set_seed
 
 from harness.generate_hf import end_tokens
 from harness.play import terminable
@@ -19,9 +18,10 @@ from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.measure import check_gate, validate
+from harness.train.phases import Phases
 from harness.train.recorder import Figures
 from harness.train.setup import Setup
-from harness.train.sft import Sequences, Trajectories, sft_trainer
+from harness.train.sft import OrderedSFTTrainer, Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
 
 
@@ -29,13 +29,12 @@ class Stage(NamedTuple):
     """A stage that is ready to train."""
 
     name: str
-    trainer: Trainer
+    trainer: OrderedSFTTrainer | ReinforcedTrainer
+    """Its `figures` are those of the last step that its log lacks; in its `phases` it counts what is not the update itself."""
     measure: Callable[[], Figures] | None
     """Validation of the model as it is; None where nothing is held out."""
     rank: tuple[str, ...]
     """The figures of `measure` by which checkpoints are compared."""
-    extra: Callable[[], Figures] = dict
-    """Figures of the last step that the trainer's log lacks."""
     facts: Mapping[str, float] = {}
     """Figures of its beginning."""
 
@@ -51,7 +50,8 @@ def supervised(setup: Setup, name: str) -> Iterator[Stage]:
         what = "trajectories that were cut or are" if options.unit == "trajectory" else "sequences"
         print(f"{name}: {sequences.dropped} {what} longer than {options.max_tokens} tokens are left out", file=sys.stderr)
     set_seed(config.seed)
-    trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, setup.resumable(name), config.seed, config.checkpoint_every)
+    folder = setup.resumable(name)
+    trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, folder, config.seed, config.checkpoint_every, config.memory)
     facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}
     yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), facts=facts)
 
@@ -67,12 +67,16 @@ def srl(setup: Setup, name: str) -> Iterator[Stage]:
     with RewardPool() as pool:
         end = end_tokens(setup.tokenizer, setup.model)
         completions = setup.run.path / "completions"
-        source = StepRollouts(setup.train, setup.baselines, setup.tokenizer, end, options, completions, config.samples_logged, pool)
+        source = StepRollouts(
+            setup.train, setup.baselines, setup.tokenizer, end, options, completions, config.samples_logged, pool, Phases()
+        )
         folder = setup.resumable(name)
         set_seed(config.seed)
-        trainer = reinforced_trainer(setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every)
+        trainer = reinforced_trainer(
+            setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory
+        )
         facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), partial(_figures, trainer), facts)
+        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), facts)
 
 
 @contextmanager
@@ -89,10 +93,12 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
     with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes:
         end = end_tokens(setup.tokenizer, setup.model)
         players = Players(tasks.plan, setup.tokenizer, end, played.workers, sandboxes, sandboxes.close)
-        source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", config.samples_logged)
+        source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", config.samples_logged, Phases())
         folder = setup.resumable(name)
         set_seed(config.seed)
-        trainer = reinforced_trainer(setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every)
+        trainer = reinforced_trainer(
+            setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory
+        )
         on_steps = _on_steps(setup)
 
         def measure() -> Figures:
@@ -100,7 +106,7 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
             return source.validate(tasks.val, trainer.fresh_engine()) | {f"step_{figure}": value for figure, value in steps.items()}
 
         facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), partial(_figures, trainer), facts)
+        yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
 
 
 STAGES: Mapping[str, Callable[[Setup, str], AbstractContextManager[Stage]]] = {
@@ -119,10 +125,6 @@ def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
     print(f"gate: format {gate['format_ok']:.1%}, groups that differ {gate['varied_groups']:.1%}: RL starts", file=sys.stderr)
     set_seed(setup.config.seed)
     return {f"gate_{figure}": value for figure, value in gate.items()}
-
-
-def _figures(trainer: ReinforcedTrainer) -> Figures:
-    return trainer.source.figures | trainer.refill.figures
 
 
 def _on_steps(setup: Setup) -> Callable[[], Figures] | None:

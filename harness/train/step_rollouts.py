@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from harness.prompt import FormatError, parse_output
 from harness.reward import Scored
 from harness.reward_pool import Candidate, RewardPool
 from harness.runs import write_text
@@ -16,8 +17,10 @@ from harness.train.config import Reinforced
 from harness.train.data import Baselines, Sample
 from harness.train.engine import Engine
 from harness.train.measure import baseline_means, summary
+from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
 from harness.train.sampling import has_signal
+from harness_trajectories import comparable
 
 
 class Detail(NamedTuple):
@@ -48,6 +51,7 @@ class StepRollouts:
         folder: Path,
         logged: int,
         pool: RewardPool,
+        phases: Phases,
     ) -> None:
         self.size = len(samples)
         self.rollouts = options.rollouts
@@ -60,6 +64,7 @@ class StepRollouts:
         self._folder = folder
         self._logged = logged
         self._pool = pool
+        self.phases = phases
         self._step = 0
         self._groups: list[Sequence[Rollout]] = []  # of the present step
 
@@ -70,7 +75,8 @@ class StepRollouts:
         texts = [self._tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True) for group in sampled]
         different = list(dict.fromkeys((item, text) for item, group in zip(items, texts, strict=True) for text in group))
         given = [Candidate((one := self._samples[item]).id, text, one.expert, one.wire) for item, text in different]
-        scores = dict(zip(different, self._pool.score(given), strict=True))
+        with self.phases("scoring"):
+            scores = dict(zip(different, self._pool.score(given), strict=True))
         return [
             [
                 _rollout(item, Turn(prompt, *one), Detail(text, scores[item, text], one.tokens[-1] not in self._end))
@@ -90,20 +96,22 @@ class StepRollouts:
         self.figures = {
             **summary([one.scored for one in details], [one.clipped for one in details]),
             **baseline_means([self._samples[group[0].item] for group in self._groups], self._baselines),
-            "completion_tokens": sum(len(one.turns[0].completion) for one in every) / len(every),
             "zero_variance": 1 - sum(varied) / len(varied),
         }
         if self._logged:
-            rows = [
-                {
-                    "sample": (sample := self._samples[one.item]).id,
-                    "completion": detail.text,
-                    "expert": sample.expert,
-                    **detail.scored._asdict(),
-                }
-                for one, detail in zip(every[: self._logged], details, strict=False)
-            ]
+            rows = [_row(self._samples[one.item], one) for one in every[: self._logged]]
             write_text(self._folder / f"step-{step:05}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _row(sample: Sample, rollout: Rollout) -> dict[str, Any]:
+    """A line of completions/: what was given for what, the model's action beside the expert's as they were compared."""
+    detail: Detail = rollout.detail
+    try:
+        action = comparable(parse_output(detail.text, sample.wire).action)
+    except FormatError:
+        action = None
+    figures = {**detail.scored._asdict(), "clipped": detail.clipped, "tokens": len(rollout.tokens)}
+    return {"sample": sample.id, **figures, "action": action, "expert": sample.expert, "completion": detail.text}
 
 
 def _rollout(item: int, turn: Turn, detail: Detail) -> Rollout:
