@@ -43,7 +43,7 @@ def train(monkeypatch: pytest.MonkeyPatch, data: Path, run: Path, *options: str)
 
 
 def test_supervised_stages_train_adapters_alone_and_export_whole_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, options = tmp_path / "run", ("--warmup.learning_rate=1e-2", "--srl.kl=0.1")
+    run, options = tmp_path / "run", ("--warmup.learning_rate=1e-2", "--srl.kl=0.1", "--validation.instances=0")
     train(monkeypatch, training_corpus.write(tmp_path), run, LORA, *test_train.SRL, *options)
     names = {name for name in weights(run, "base") if name.split(".")[-2] in ADAPTED and name.endswith(".weight")}
     assert changed(weights(run, "base"), weights(run, "warmup")) == names
