@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness_envs.sql import SqlEnv
 from test_agent import no_sandbox
 
 from harness.agent import Limits, run
@@ -20,7 +21,6 @@ from harness.train.data import Sample, make_samples
 from harness.train.prompts import Prompts
 from harness.train.sft import Sequences, Trajectories, sft_trainer
 from harness.train.tiny import build_model, train_tokenizer
-from harness_envs.sql import SqlEnv
 from harness_trajectories import Trajectory
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import ContextPolicy, step_examples

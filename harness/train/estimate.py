@@ -1,4 +1,4 @@
-"""What training costs: memory by part, tokens, operations and time. Pure functions; `harness train --dry-run` fills them with a run's figures.
+"""What a training run costs: memory by part, tokens, operations and hours, and how far that is from what cannot be saved.
 
 Memory follows what the trainers do. On a GPU the weights that are trained lie in float32 and are computed with in bfloat16, of which
 autocast keeps copies; frozen ones lie in bfloat16. On a CPU all is float32. The parts are added up as if each were at its largest at the
