@@ -34,8 +34,15 @@ def expected() -> list[Scored]:
 
 @pytest.fixture
 def pool() -> Iterator[RewardPool]:
-    with RewardPool(workers=2) as pool:
+    with RewardPool() as pool:
         yield pool
+
+
+def running(pool: RewardPool) -> int:
+    """The process of a pool that has scored something."""
+    pool.score(SAMPLES[:1])
+    (process,) = pool._pool.processes
+    return process.pid
 
 
 def test_scores_come_back_in_order_and_the_same_each_time(pool: RewardPool, expected: list[Scored]) -> None:
@@ -45,7 +52,7 @@ def test_scores_come_back_in_order_and_the_same_each_time(pool: RewardPool, expe
 
 
 def test_a_slow_sample_is_named_and_has_no_reward_and_the_others_have(expected: list[Scored], caplog: pytest.LogCaptureFixture) -> None:
-    with RewardPool(workers=2, limit=0.02) as pool, caplog.at_level(logging.WARNING):
+    with RewardPool(limit=0.02) as pool, caplog.at_level(logging.WARNING):
         scored = pool.score([*SAMPLES[:150], HEAVY, *SAMPLES[150:]])
     assert scored.pop(150) == Scored(None, False, False, None, "slow")
     assert scored == expected
@@ -55,15 +62,14 @@ def test_a_slow_sample_is_named_and_has_no_reward_and_the_others_have(expected: 
 
 
 def test_a_process_killed_between_batches_costs_nothing(pool: RewardPool, expected: list[Scored]) -> None:
-    for worker in pool._workers:
-        os.kill(worker.process.pid, signal.SIGKILL)
+    os.kill(running(pool), signal.SIGKILL)
     time.sleep(0.2)
     assert pool.score(SAMPLES) == expected
 
 
 def test_a_process_killed_while_scoring_costs_its_sample_alone(expected: list[Scored], caplog: pytest.LogCaptureFixture) -> None:
-    with RewardPool(workers=1) as pool, caplog.at_level(logging.WARNING):
-        victim = pool._workers[0].process.pid
+    with RewardPool() as pool, caplog.at_level(logging.WARNING):
+        victim = running(pool)
         os.kill(victim, signal.SIGSTOP)  # so that the first sample is still its when it dies
         threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
         scored = pool.score([HEAVY, *SAMPLES])
@@ -72,18 +78,19 @@ def test_a_process_killed_while_scoring_costs_its_sample_alone(expected: list[Sc
 
 
 def test_a_stopped_process_is_no_hang(expected: list[Scored]) -> None:
-    with RewardPool(workers=1, limit=1.0) as pool:
-        os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
+    with RewardPool(limit=1.0) as pool:
+        os.kill(running(pool), signal.SIGSTOP)
         scored = pool.score(SAMPLES)
     assert scored[0] == Scored(None, False, False, None, "slow")
     assert scored[1:] == expected[1:]
 
 
 def test_no_process_outlives_its_pool() -> None:
-    with RewardPool(workers=2) as pool:
-        processes = [worker.process for worker in pool._workers]
-        assert all(process.poll() is None for process in processes)
-    assert all(process.poll() is not None for process in processes)
+    with RewardPool() as pool:
+        victim = running(pool)
+        os.kill(victim, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(victim, 0)
 
 
 def test_the_processes_import_no_torch() -> None:
