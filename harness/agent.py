@@ -118,7 +118,7 @@ def run(
     """Play one episode. The caller closes the environment.
 
     With the wire format `text` a prompt has one turn: the answer, right or wrong in form. An environment that is not done with it has asked
-    again, and that prompt stands on its own.
+    again, and that prompt stands on its own; where it said nothing, the answer was a step, and the next prompt shows it below the task.
 
     Args:
         save: called after every step.
@@ -287,7 +287,7 @@ class Record:
         observation = readable(self.env.step(action))
         self.history.append(Exchange(actions=(action,), observation=observation))
         thought = output.thought.strip() if output else ""
-        asked_again = self.wire == "text" and not self.env.done
+        asked_again = observation and self.wire == "text" and not self.env.done
         told = observation and not asked_again  # an answer in bare text is told nothing
         observations = (Observation(content=observation),) if told or self.wire == "calls" else ()
         self._add(Step(source="agent", message=prose, reasoning=thought, actions=(action,), observations=observations), completion)

@@ -25,7 +25,8 @@ An environment is a class: tasks to do, tools to do them with, a grade at the en
             return "4"
 
 `answer(text)` is built in. An environment that declares no other tool takes the model's bare text as the answer. One that asks more than
-once overrides it: while `done` stays False, what it returns is the next prompt, which stands on its own.
+once overrides it: while `done` stays False, what it returns is the next prompt, which stands on its own; where it returns nothing, the
+prompt stays, and the answers so far stand below it as the steps of a solution.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from harness.prompt import FORMAT
 from harness_trajectories import Action
 from harness_trajectories.errors import UserError
 from harness_trajectories.schema import ANSWER
+from harness_trajectories.steps import ContextPolicy
 
 if TYPE_CHECKING:
     from harness.sandbox import Sandbox
@@ -124,6 +126,8 @@ class Env(ABC):
     """The system prompt, without the description of the tools, which the harness adds."""
     needs_image: ClassVar[bool] = True
     """Whether an episode needs the image of a task that names one even where nothing is graded."""
+    context: ClassVar[ContextPolicy] = ContextPolicy()
+    """Which earlier exchanges a model sees, where neither its checkpoint nor an option says so."""
     prompts: ClassVar[tuple[str, ...]] = ()
     """The texts that `reset` and the tools put around a task. A result's prompt hash covers them."""
 

@@ -48,6 +48,8 @@ class EvalConfig(BaseModel):
     """Only these; all where empty."""
     samples: int = Field(default=1, ge=1)
     """Episodes of each instance; the N-th uses seed `sampling.seed + N - 1`."""
+    greedy: bool = False
+    """Besides the samples, one greedy episode of each instance, as its sample 0. Its figures stand apart from the samples'."""
     repeat: int = Field(default=1, ge=1)
     """How often each result is graded; verdicts that differ are flakes."""
     grade: bool = True
@@ -86,7 +88,7 @@ class Item(NamedTuple):
 
     task: Task
     sample: int | None
-    """Which of the instance's episodes, from 1; None where it has one only."""
+    """Which of the instance's episodes, from 1, 0 the greedy one beside them; None where it has one only."""
 
     @property
     def name(self) -> str:
@@ -111,7 +113,8 @@ class Plan(NamedTuple):
 
     def items(self) -> list[Item]:
         """All episodes, those of an instance one after the other."""
-        samples = range(1, self.config.samples + 1) if self.config.samples > 1 else (None,)
+        config = self.config
+        samples = range(0 if config.greedy else 1, config.samples + 1) if config.greedy or config.samples > 1 else (None,)
         return [Item(task, sample) for task in self.tasks.values() for sample in samples]
 
     @property
@@ -140,6 +143,9 @@ def prepare(config: EvalConfig, model_name: str | None = None, images: ImagePoli
             f"--samples {config.samples} with greedy decoding gives the same episode {config.samples} times: "
             "add a temperature, as --sampling.temperature=0.8"
         )
+    if config.greedy and (control or config.predictions or config.sampling.temperature == 0):
+        what = "what asks no model has no samples" if control or config.predictions else "a run at temperature 0 is greedy already"
+        raise UserError(f"--greedy stands for a greedy episode beside the sampled ones, and {what}: leave it out")
     if control and (config.model or config.predictions):
         raise UserError(f"--mode {config.mode} takes neither --model nor --predictions: it checks the tasks and the grading")
     if config.model and config.predictions:
@@ -157,7 +163,7 @@ def prepare(config: EvalConfig, model_name: str | None = None, images: ImagePoli
         label = model_name or str(config.model)
     config = _with_dataset(config, env)
     checkpoint = Path(config.model) if config.model and Path(config.model).is_dir() else None
-    policy = _policy(config, checkpoint)
+    policy = _policy(config, checkpoint, env)
     options = env_config(env, _env_options(config, env, policy))
     tasks = _tasks(config, env, options)
     if unknown := sorted(set(predictions or ()) - set(tasks)):
@@ -288,20 +294,20 @@ def _newest(paths: Iterable[Path]) -> Path | None:
     return max(paths, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _policy(config: EvalConfig, checkpoint: Path | None) -> PromptPolicy:
+def _policy(config: EvalConfig, checkpoint: Path | None, env: type[Env]) -> PromptPolicy:
     """The checkpoint's policy; explicit options fill in where it has none, and win over it only by force."""
     saved = PromptPolicy.load(checkpoint) if checkpoint else None
     asked = {name: value for name in ("context", "max_prompt_tokens") if (value := getattr(config, name)) is not None}
     if saved is None:
-        return PromptPolicy(**asked)
+        return PromptPolicy(**{"context": env.context, **asked})
     conflicts = [f"{name} {getattr(saved, name)}, not {value}" for name, value in asked.items() if value != getattr(saved, name)]
     conflicts += [f"env.{k} {v!r}, not {config.env[k]!r}" for k, v in saved.env.items() if k in config.env and config.env[k] != v]
     if conflicts and not config.force:
         raise UserError(
             f"{checkpoint} was trained with {'; '.join(conflicts)}. Leave the option out to use the checkpoint's, or --force to override it"
         )
-    env = {name: config.env.get(name, value) for name, value in saved.env.items()}
-    return saved.model_copy(update={**asked, "env": env})
+    options = {name: config.env.get(name, value) for name, value in saved.env.items()}
+    return saved.model_copy(update={**asked, "env": options})
 
 
 def env_config(env: type[Env], options: Mapping[str, Any]) -> Any:

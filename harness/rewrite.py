@@ -51,7 +51,7 @@ Solution:
 {solution}"""
 COMPLAINT = "\n\nAn earlier attempt was not accepted: {why}. Follow the rules."
 _HEAD = re.compile(r"\d+\.\s+\*\*([^*\n]+)\*\*")
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BOX = re.compile(r"\\(?:boxed|framebox|fbox)\s*\{")
 _MARKED = re.compile(r"####[ \t]*(\S.*?)\s*\Z")
 _LAYOUT = re.compile(r"\\(?:left|right|displaystyle|text|mathrm|mbox|textbf|mathbf)(?![a-zA-Z])|\\[,;:! ]|[\s${}]")
 

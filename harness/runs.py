@@ -31,6 +31,7 @@ PACKAGES = (
     "accelerate",
     "tokenizers",
     "datasets",
+    "math-verify",
     "pydantic",
     "docker",
     "numba",

@@ -1,20 +1,26 @@
-"""The math environment against recorded verdicts of Qwen2.5-Math's own grader and against published answers."""
+"""The math environment: its problems, from every kind of source, and its generated ones. Answers are graded in test_math_answer.py."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
 from harness.check import check
 from harness.sandbox import Sandbox
-from harness_envs.math import MathConfig, MathEnv, final_answer, verify
+from harness_envs.math import MathConfig, MathEnv, verify
+from harness_envs.math_data import load_tasks
 from harness_envs.math_synth import generate, problems
 from harness_trajectories import read
 from harness_trajectories.errors import ReadError, UserError
+
+HARNESS = Path(sys.executable).with_name("harness")
 
 
 def no_sandbox(image: str | None = None) -> Sandbox:
@@ -22,77 +28,64 @@ def no_sandbox(image: str | None = None) -> Sandbox:
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        (r"so it is $\boxed{\frac{3}{4}}$.", r"\dfrac34"),
-        (r"\boxed{12\frac{3}{5}}", "63/5"),
-        (r"\boxed{-\frac{1}{2}}", "-0.5"),
-        (r"\boxed{10{,}000}", "10,000"),
-        (r"The answer is: \$1,250.00", "1250"),
-        ("#### 18", "18"),
-        ("step one: 3\nstep two: 3 + 4 = 7", "7"),
-        (r"\boxed{\left( 3, \frac{\pi}{2} \right)}", r"(3,\frac{\pi}{2})"),
-        (r"\boxed{2,1}", "1, 2"),
-        (r"\boxed{x=5}", "5"),
-        (r"\boxed{90^\circ}", "90"),
-        (r"\boxed{25\%}", "25"),
-        (r"\boxed{42 \text{ cm}}", "42"),
-        (r"\boxed{\text{Evelyn}}", "evelyn"),
-        (r"\boxed{11\sqrt2}", r"11\sqrt{2}"),
-        (r"first \boxed{3}, then \boxed{4}", "4"),
-        ("073", "73"),
-    ],
-)
-def test_equal(answer: str, gold: str) -> None:
-    assert verify(answer, gold)
-
-
-@pytest.mark.parametrize(
-    ("answer", "gold"),
-    [
-        (r"\boxed{4}", "5"),
-        (r"\boxed{(1,2)}", "(2,1)"),
-        (r"\boxed{(1,2)}", "[1,2]"),
-        (r"\boxed{1,2}", "1"),
-        (r"\boxed{12", "12"),
-        (r"\boxed{\frac{1}{0}}", "0"),
-        ("", "0"),
-        ("no number at all in these words", "0"),
-        (r"\boxed{3} and 5", "5"),
-    ],
-)
-def test_different(answer: str, gold: str) -> None:
-    assert not verify(answer, gold)
-
-
-def test_recorded_verdicts(shared_data: Path) -> None:
-    """400 answers of Qwen2.5-Math with the verdicts of its grader. It errs once: `10{,}000` against 10000 was scored as wrong."""
-    differing = []
-    count = 0
-    with gzip.open(shared_data / "math" / "qwen25math_cot_outputs_with_verdicts_50.jsonl.gz", "rt") as lines:
-        for row in map(json.loads, lines):
-            for code, score in zip(row["code"], row["score"], strict=True):
-                count += 1
-                if verify(code, row["gt"]) != score:
-                    differing.append((row["gt"], final_answer(code)))
-    assert count == 400
-    assert differing == [("10{,}000", "10000")]
-
-
-def test_published_solutions_give_their_answers(shared_data: Path) -> None:
-    lines = (shared_data / "math" / "math500_first60.jsonl").read_text().splitlines()
-    assert all(verify(row["solution"], row["answer"]) for row in map(json.loads, lines))
-
-
-@pytest.mark.parametrize(
     ("name", "count"), [("aime24", 30), ("aime25", 30), ("amc23", 40), ("gsm8k_first100", 100), ("math500_first60", 60)]
 )
 def test_benchmark_files(name: str, count: int, shared_data: Path) -> None:
-    config = MathConfig(dataset=shared_data / "math" / f"{name}.jsonl")
+    config = MathConfig(dataset=str(shared_data / "math" / f"{name}.jsonl"))
     tasks = list(MathEnv.tasks(config, "test"))
     assert len({task.id for task in tasks}) == count
+    assert {task.benchmark for task in tasks} == {name}
     assert list(MathEnv.tasks(config, "train")) == []
     assert all(found.ok for found in check(MathEnv, config, no_sandbox))
+
+
+PUBLIC: dict[str, list[dict[str, Any]]] = {
+    "aime24": [{"id": 60, "problem": "q", "solution": "\\boxed{204}", "url": "u"}],
+    "aime25": [{"problem": "q", "answer": "70", "id": "0"}],
+    "amc23": [{"id": 0, "question": "q", "answer": "27.0", "url": "u"}],
+    "minervamath": [{"question": "q", "answer": "4.5e33"}],
+    "MATH-500": [{"problem": "q", "solution": "so $\\boxed{5}$", "answer": "5", "subject": "s", "level": 2, "unique_id": "test/x/1.json"}],
+    "gsm8k": [{"question": "q", "answer": "2 + 3 = <<2+3=5>>5\n#### 1,005"}],
+    "AIME_2024": [{"ID": "2024-I-1", "Problem": "q", "Solution": "s", "Answer": 70}],
+    "minerva_math": [{"idx": 0, "problem": "q", "solution": "s=\\boxed{1.6} \\mathrm{~cm}", "type": "t"}],
+}
+"""Rows in the public schemas: math-ai, HuggingFaceH4, openai and Maxwell-Jia on the hub; Minerva as in the Qwen2.5-Math repository."""
+
+
+def test_public_schemas(tmp_path: Path) -> None:
+    golds = ["204", "70", "27.0", "4.5e33", "5", "1,005", "70", "1.6"]
+    files = []
+    for (name, rows), kind in zip(PUBLIC.items(), ("jsonl", "json", "parquet", "jsonl.gz") * 2, strict=True):
+        files.append(tmp_path / f"{name}.{kind}")
+        if kind == "parquet":
+            datasets.Dataset.from_list(rows).to_parquet(files[-1])
+        else:
+            datasets.Dataset.from_list(rows).to_json(files[-1], lines=kind != "json", compression="gzip" if kind.endswith("gz") else None)
+    tasks = load_tasks(",".join(map(str, files)), "test")
+    assert [task.benchmark for task in tasks] == list(PUBLIC)
+    assert [task.gold_answer for task in tasks] == golds
+    ids = ["aime24-60", "aime25-0", "amc23-0", "minervamath-1", "MATH-500-test/x/1.json", "gsm8k-1", "AIME_2024-2024-I-1", "minerva_math-1"]
+    assert [task.id for task in tasks] == ids
+    assert all(verify(f"\\boxed{{{task.gold_answer}}}", task.gold_answer) for task in tasks)
+
+
+def test_a_folder_of_the_hub_is_read_from_its_test_split(tmp_path: Path) -> None:
+    folder = tmp_path / "owner" / "sums"
+    folder.mkdir(parents=True)
+    for split, answer in (("train", "1"), ("test", "2")):
+        datasets.Dataset.from_list([{"question": "q", "answer": answer}]).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    assert [(task.id, task.gold_answer) for task in load_tasks(f"{folder}/", "test")] == [("sums-1", "2")]
+
+
+@pytest.mark.parametrize("name", ["aime24", "gsm8k", "owner/sums:test"])
+def test_a_hub_that_cannot_be_reached(tmp_path: Path, name: str) -> None:
+    """The closed port 9 stands for a hub that is down."""
+    command = [HARNESS, "eval", "--domain", "math", "--mode", "gold", "--dataset", name, "--out", "run"]
+    ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}, capture_output=True, text=True)
+    full = {"aime24": "math-ai/aime24", "gsm8k": "openai/gsm8k"}.get(name, name)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert f"{full}: no such file or folder, and no data set of this name can be had from the hub" in ran.stderr
+    assert "Give a local file or folder" in ran.stderr
 
 
 def test_environment_holds_its_contract() -> None:
@@ -103,15 +96,18 @@ def test_environment_holds_its_contract() -> None:
 def test_bad_files(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     for text, message in (
-        ("{", "bad.jsonl:1: not valid JSON"),
+        ("{", "bad.jsonl:1: "),
         ('\n{"question": "x"}', "bad.jsonl:2: expected"),
         ("3", "bad.jsonl:1: expected"),
     ):
         bad.write_text(text)
         with pytest.raises(ReadError, match=re.escape(message)):
-            list(MathEnv.tasks(MathConfig(dataset=bad), "test"))
-    with pytest.raises(UserError, match="no math data set"):
-        list(MathEnv.tasks(MathConfig(dataset=tmp_path / "none.jsonl"), "test"))
+            load_tasks(str(bad), "test")
+    bad.write_text('{"question": "x", "answer": 1, "id": 7}\n' * 2)
+    with pytest.raises(ReadError, match=re.escape("bad.jsonl:2: id 'bad-7' occurs twice")):
+        load_tasks(str(bad), "test")
+    with pytest.raises(UserError, match=r"no math data set at .*none\.jsonl. Allowed: amc23, aime24, aime25, minerva, math500, gsm8k; a"):
+        load_tasks(f"{bad.with_name('none.jsonl')}", "test")
 
 
 @pytest.mark.parametrize("profile", ["plain", "tiny"])
@@ -134,11 +130,13 @@ def test_synth_is_deterministic_and_splits_share_nothing(tmp_path: Path) -> None
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*.jsonl"))]
     assert [str(path) for path in files] == ["tasks/test.jsonl", "tasks/train.jsonl", "tasks/val.jsonl", "trajectories.jsonl"]
     assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
-    questions = [task.prompt for split in ("train", "val", "test") for task in MathEnv.tasks(MathConfig(dataset=tmp_path / "a"), split)]  # type: ignore[arg-type]
+    questions = [
+        task.prompt for split in ("train", "val", "test") for task in MathEnv.tasks(MathConfig(dataset=str(tmp_path / "a")), split)
+    ]  # type: ignore[arg-type]
     assert len(set(questions)) == 100
     other = problems(100, 4, "plain")
     assert not {one.question for one in other["train"]} & {
-        task.prompt for task in MathEnv.tasks(MathConfig(dataset=tmp_path / "a"), "test")
+        task.prompt for task in MathEnv.tasks(MathConfig(dataset=str(tmp_path / "a")), "test")
     }
 
 

@@ -21,7 +21,8 @@ from harness.generate import Completion, ScriptedGenerator
 from harness.prompt import Message
 from harness.rewrite import BadAnswer, boxed, check, plain, rewrite
 from harness.scripted_server import RawAnswer, ScriptedServer
-from harness_envs.math import final_answer, verify
+from harness_envs.math import verify
+from harness_envs.math_data import final_answer
 from harness_trajectories import read
 
 HARNESS = Path(sys.executable).with_name("harness")

@@ -142,12 +142,13 @@ def test_the_tiny_preset_and_what_a_checkpoint_brings(tmp_path: Path) -> None:
     assert not is_tiny("Qwen/Qwen2.5-Coder-7B-Instruct")
     (tmp_path / "config.json").write_text('{"hidden_size": 64}')
     assert is_tiny(str(tmp_path))
-    assert "warmup" in defaults("swe", TINY_MODEL, {"brief"})
-    started = defaults("swe", str(tmp_path), {"brief"})
+    swe, math = load_env("swe"), load_env("math")
+    assert "warmup" in defaults(swe, TINY_MODEL)
+    started = defaults(swe, str(tmp_path))
     assert "warmup" not in started
     assert started["env"] == {"brief": True}
-    assert defaults("math", TINY_MODEL, set())["context"] == {"kind": "full"}
-    assert defaults("swe", "Qwen/Qwen2.5-Coder-7B-Instruct", {"brief"}) == {}
+    assert defaults(math, TINY_MODEL)["context"]["kind"] == "full"
+    assert defaults(swe, "Qwen/Qwen2.5-Coder-7B-Instruct") == {"context": {"kind": "last_k", "k": 2, "title": False}}
 
 
 def test_the_recipes_are_valid_and_say_the_defaults() -> None:

@@ -81,7 +81,7 @@ def train(
     chosen = _model_and_data(domain, named)
     if is_tiny(str(chosen["model"])):
         note("tiny preset: a model of a few million parameters on short prompts")
-    base = {**defaults(domain, str(chosen["model"]), set(env.Config.model_fields)), **chosen}
+    base = {**defaults(env, str(chosen["model"])), **chosen}
     options = resolve(TrainConfig, config, overrides, base)
     if "data" not in named and options.data == (str(_folder(domain)),):
         _generated(domain, env)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.agent import Limits
+from harness.env import Env
 from harness.prompt import PromptPolicy
 from harness_trajectories.steps import ContextPolicy, Targets
 
@@ -276,17 +277,13 @@ def is_tiny(model: str) -> bool:
     return model == TINY_MODEL or (file.is_file() and json.loads(file.read_text()).get("hidden_size", TINY_WIDTH + 1) <= TINY_WIDTH)
 
 
-def defaults(domain: str, model: str, environment_options: set[str]) -> dict[str, Any]:
-    """The options below those that are given: by domain, the tiny preset, and what the checkpoint to start from was trained with.
-
-    Args:
-        environment_options: names that the domain's environment knows; `brief` is set for a tiny model where it is one of them.
+def defaults(env: type[Env], model: str) -> dict[str, Any]:
+    """The options below those that are given: the environment's context, the tiny preset, and what the checkpoint to start from was trained
+    with. `brief` is set for a tiny model where the environment has such an option.
     """
     tiny = is_tiny(model)
-    base: dict[str, Any] = dict(TINY) if tiny else {}
-    if domain == "math":
-        base["context"] = {"kind": "full"}
-    if tiny and "brief" in environment_options:
+    base: dict[str, Any] = {**(TINY if tiny else {}), "context": env.context.model_dump()}
+    if tiny and "brief" in env.Config.model_fields:
         base["env"] = {"brief": True}
     if model != TINY_MODEL:
         base.pop("warmup", None)

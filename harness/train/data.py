@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -60,6 +60,8 @@ class Examples:
     val: list[StepExample] = field(default_factory=list)
     systems: dict[Wire, str] = field(default_factory=dict)
     """The system prompt by wire format."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Options of the environment that the data decide."""
     counts: Counter[str] = field(default_factory=Counter)
     """`trajectories`, `errors`, `dropped:…`, `target`, and turns that are no targets by reason."""
 
@@ -94,6 +96,10 @@ def load_examples(config: TrainConfig, env: type[Env]) -> Examples:
     examples.counts["trajectories"] = len(trajectories)
     if not trajectories:
         raise UserError(f"no trajectories to train on in {', '.join(config.data)}: {dict(examples.counts)}")
+    if "stepwise" in env.Config.model_fields:
+        steps = any(len(trajectory.turns) > 1 for trajectory in trajectories.values())
+        examples.env = {"stepwise": config.env.get("stepwise", steps)}
+        config = config.model_copy(update={"env": config.env | examples.env})
     instances = {trajectory.instance_id for trajectory in trajectories.values()}
     held_out = 0 if len(instances) == 1 else min(config.validation.instances, max(1, len(instances) // 10))
     train, val = split_by_instance(list(trajectories.values()), held_out, config.seed)
@@ -102,6 +108,8 @@ def load_examples(config: TrainConfig, env: type[Env]) -> Examples:
             into += step_examples(trajectory, config.context, config.targets, examples.counts)
     if not examples.train:
         raise UserError(f"no training steps in {', '.join(config.data)}: {dict(examples.counts)}")
+    if config.context.title and not any(example.heading for example in examples.train):
+        raise UserError(f"context.title: no step in {', '.join(config.data)} has a title, as in `1. **TITLE** BODY`; leave it out")
     examples.systems = {wire: system_prompt(env, wire, config) for wire in sorted({e.wire for e in [*examples.train, *examples.val]})}
     return examples
 
@@ -142,7 +150,8 @@ def corpus(examples: Examples) -> Iterator[str]:
     """Every text that the model will read or write, each once and with its role, for a tokenizer to be trained on."""
     seen: set[str] = set()
     for example in examples.train:
-        conversation = messages(examples.systems[example.wire], example.prompt, example.history, example.wire, example.omitted)
+        system = examples.systems[example.wire]
+        conversation = messages(system, example.prompt, example.history, example.wire, example.omitted, example.heading)
         answer = Message(role="assistant", content=completion(example.thought, example.target, example.wire))
         for message in (*conversation, answer):
             text = f"{message['role']}\n{message['content']}"

@@ -287,4 +287,4 @@ def _end(step: StepExample) -> Shown:
 
 
 def _messages(step: StepExample, shown: Shown, system: str) -> list[Message]:
-    return messages(system, shown.prompt, shown.history, step.wire, shown.omitted)
+    return messages(system, shown.prompt, shown.history, step.wire, shown.omitted, step.heading)

@@ -74,6 +74,7 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
                 f"{name}.unit trajectory trains on answers after the whole history: it needs --context.kind=full and no prompt_loss"
             )
     examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
+    config = config.model_copy(update={"env": config.env | examples.env})
     limit = config.max_prompt_tokens
     policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)
     taught, held_out = ({example.instance_id for example in part} for part in (examples.train, examples.val))

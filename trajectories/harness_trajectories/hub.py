@@ -15,6 +15,7 @@ from harness_trajectories.errors import UserError
 from harness_trajectories.formats.row import SUFFIXES
 
 _ID = re.compile(r"\w[\w.-]*/[\w.-]+(:[\w.-]+)?")
+_HELD_OUT = ("test", "validation", "train")
 _DECLARED = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 """What the name of a split declares about its rows; other names (`tool`, `xml`) declare nothing."""
 
@@ -25,11 +26,12 @@ def is_id(path: PurePath) -> bool:
 
 
 @cache
-def load(name: str) -> Mapping[str, Any]:
+def load(name: str, config: str | None = None) -> Mapping[str, Any]:
     """The splits of a data set, downloaded once and then mapped from the disk. A local folder that `datasets` can read will do too.
 
     Args:
         name: `owner/name`, or a folder; with `:SPLIT` behind it, that split alone.
+        config: which of the data set's configurations; None: its only or default one.
 
     Raises:
         UserError: it cannot be had, or has no such split.
@@ -41,7 +43,7 @@ def load(name: str) -> Mapping[str, Any]:
     try:
         if is_id(PurePath(repository)) and not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(repository, timeout=10)  # fails at once where `load_dataset` would retry for half a minute
-        found = datasets.load_dataset(repository)
+        found = datasets.load_dataset(repository, config)
     except Exception as error:  # the hub's clients raise anything from their HTTP library's errors to ValueError
         reason = str(error).strip().split("\n")[0]
         raise UserError(
@@ -64,3 +66,15 @@ def rows(name: str) -> Iterator[dict[str, Any]]:
         declared = _DECLARED.get(split)
         for row in part:
             yield {**row, "split": declared} if declared and row.get("split") is None else row
+
+
+def held_out(name: str, config: str | None = None) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(split, number from 1, row) of the split to evaluate on: `test` where there is one, else `validation`, else `train`, else the first.
+
+    Raises:
+        UserError: the data set cannot be had.
+    """
+    found = load(name, config)
+    split = next((one for one in _HELD_OUT if one in found), next(iter(found)))
+    for number, row in enumerate(found[split], 1):
+        yield split, number, row

@@ -36,7 +36,6 @@ TEXTS = {"issue.md": "problem_statement", "patch.diff": "patch", "test.patch": "
 BUILT = "srl-harness-task"
 """Repository of the images of task directories; the tag is a hash of the folder."""
 _SUFFIXES = (".json", ".jsonl", ".parquet")
-_HUB_SPLITS = ("test", "validation", "train")
 
 
 def load_tasks(source: str | Path, image_template: str | None = None, split: Split = "test") -> list[SweTask]:
@@ -90,9 +89,7 @@ def _rows(path: Path, split: Split) -> Iterator[tuple[str, int | None, Any]]:
 
 def _hub(path: Path) -> Iterator[tuple[str, int | None, Any]]:
     """A data set of the hub, by its id or as a folder that was downloaded from there."""
-    found = hub.load(path.as_posix())
-    part = next((name for name in _HUB_SPLITS if name in found), next(iter(found)))
-    for line, row in enumerate(found[part], 1):
+    for part, line, row in hub.held_out(path.as_posix()):
         yield f"{path}/{part}", line, row
 
 
