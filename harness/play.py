@@ -43,7 +43,8 @@ def play(plan: Plan, item: Item, generator: Generator | None, open_sandbox: Open
         else:
             assert generator is not None
             seed = config.sampling.seed + (item.sample or 1) - 1
-            sampling = config.sampling.model_copy(update={"seed": seed})
+            heat = 0.0 if item.sample == 0 else config.sampling.temperature
+            sampling = config.sampling.model_copy(update={"seed": seed, "temperature": heat})
             episode = run(env, task, generator, config.limits, plan.policy, sampling, save, config.grade)
         notes = [] if plan.predictions is None or task.id in plan.predictions else ["no prediction"]
         try:

@@ -33,6 +33,7 @@ CHAT_TEMPLATE = (
 OBSERVATION = "OBSERVATION:\n"
 NOTE = ("\n\n(", " earlier steps are not shown.)")
 """Stands below the task, with the number of omitted exchanges between its parts."""
+NEXT = "The next step: "
 _SMALLEST = 200
 
 
@@ -70,18 +71,17 @@ class PromptPolicy(BaseModel):
         return cls.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def messages(system: str, prompt: str, history: Sequence[Exchange], wire: Wire, omitted: int = 0) -> list[Message]:
+def messages(system: str, prompt: str, history: Sequence[Exchange], wire: Wire, omitted: int = 0, heading: str = "") -> list[Message]:
     """The conversation before the next action.
 
     With `calls`, an exchange is an assistant turn (the call) and a user turn (the observation). With `text`, earlier steps of the solution
-    stand below the task in the one user turn: they are not answers to anything.
+    stand below the task in the one user turn: they are not answers to anything. Below them stands the heading of the next one, where it is
+    to be shown.
     """
     if wire == "text":
         steps = "\n".join(render(action, wire) for exchange in history for action in exchange.actions)
-        return [
-            *([Message(role="system", content=system)] if system else []),
-            Message(role="user", content=f"{prompt}\n\n{steps}" if steps else prompt),
-        ]
+        content = "\n\n".join(part for part in (prompt, steps, f"{NEXT}{heading}" if heading else "") if part)
+        return [*([Message(role="system", content=system)] if system else []), Message(role="user", content=content)]
     note = f"{NOTE[0]}{omitted}{NOTE[1]}" if omitted else ""
     conversation = [*([Message(role="system", content=system)] if system else []), Message(role="user", content=prompt + note)]
     for exchange in history:

@@ -64,8 +64,13 @@ def summary(report: Mapping[str, Any]) -> str:
         table.add_row("episodes", f"{report['resolved']} of {report['graded']} graded are resolved, {report['samples']} an instance")
     else:
         table.add_row("resolved (95 % Wilson)", rate_text(report))
+    if (greedy := report.get("greedy")) and greedy["graded"]:
+        share = f"{greedy['resolved']}/{greedy['graded']} = {_percent(greedy['rate'], greedy['ci95'])}"
+        table.add_row("greedy episodes beside them", share)
     for name, figures in report.get("benchmarks", {}).items():
-        table.add_row(name, f"greedy {figures['greedy']} avg@{figures['k']} {figures['avg_at_k']} n {figures['n']} ci95 {figures['ci95']}")
+        kinds = (("greedy", "greedy", "greedy_ci95"), (f"avg@{figures['k']}", "avg_at_k", "ci95"))
+        shown = [f"{label} {_percent(figures[key], figures[ci95])}" for label, key, ci95 in kinds if figures[key] is not None]
+        table.add_row(f"{name}, {figures['n']} problems", "\n".join(shown) or "not graded")
     table.add_row("statuses", ", ".join(f"{name} {count}" for name, count in report["statuses"].items() if count) or "none graded")
     if (official := report["official"])["graded"]:
         differs = f"; it differs on {', '.join(official['differs'])}" if official["differs"] else ", as here"

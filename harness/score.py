@@ -12,7 +12,6 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import comb
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from harness.env import Status
@@ -40,6 +39,7 @@ def summarize(plan: Plan, rows: Rows) -> dict[str, Any]:
         rows: of every instance with a finished episode.
     """
     config = plan.config
+    greedy, rows = _chosen(rows, greedy=True), _chosen(rows, greedy=False)
     episodes = [row for found in rows.values() for row in found]
     statuses = Counter(row["status"] for row in episodes if row["status"])
     tallies = [_tally(found) for found in rows.values()]
@@ -60,6 +60,7 @@ def summarize(plan: Plan, rows: Rows) -> dict[str, Any]:
         "graded": sum(tally.graded for tally in tallies),
         "resolved": sum(tally.resolved for tally in tallies),
         **_rate(tallies, config.samples),
+        **({"greedy": _greedy(greedy)} if config.greedy else {}),
         "statuses": {status: statuses[status] for status in get_args(Status)},
         "official": _official(rows),
         "instances": {name: _shown(found, config.samples) for name, found in rows.items()},
@@ -78,8 +79,19 @@ def summarize(plan: Plan, rows: Rows) -> dict[str, Any]:
         "limits": config.limits.model_dump(),
         "policy": plan.policy.model_dump(mode="json"),
         "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
-        **({"benchmarks": _benchmarks(plan, rows)} if config.domain == "math" else {}),
+        **_benchmarks(plan, rows, greedy),
     }
+
+
+def _chosen(rows: Rows, greedy: bool) -> Rows:
+    """Of each instance the greedy episode beside the samples, or the others; only instances that have some."""
+    chosen = {name: [row for row in found if (row.get("sample") == 0) == greedy] for name, found in rows.items()}
+    return {name: found for name, found in chosen.items() if found}
+
+
+def _greedy(rows: Rows) -> dict[str, Any]:
+    graded, resolved = map(sum, zip(*map(_tally, rows.values()), strict=True)) if rows else (0, 0)
+    return {"graded": graded, "resolved": resolved, **_rate([Tally(graded, resolved)], 1)}
 
 
 def _official(rows: Rows) -> dict[str, Any]:
@@ -142,17 +154,23 @@ def _shown(rows: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
     return {**first, "samples": [row["status"] for row in rows]} if samples > 1 else first
 
 
-def _benchmarks(plan: Plan, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Accuracy by benchmark: the task's own `benchmark`, else the data set's name. With one sample, avg@1 is the accuracy."""
-    config = plan.config
-    tallies: dict[str, list[Tally]] = {}
-    for name, found in rows.items():
-        if (tally := _tally(found)).graded:
-            benchmark = getattr(plan.tasks[name], "benchmark", None) or Path(config.dataset or config.domain).stem
-            tallies.setdefault(benchmark, []).append(tally)
-    report = {}
-    for benchmark, group in tallies.items():
-        rate = _rate(group, config.samples)
-        greedy = rate["rate"] if config.sampling.temperature == 0 else None
-        report[benchmark] = {"n": len(group), "greedy": greedy, "avg_at_k": rate["rate"], "k": config.samples, "ci95": rate["ci95"]}
-    return report
+def _benchmarks(plan: Plan, rows: Rows, greedy: Rows) -> dict[str, Any]:
+    """Accuracy by benchmark, where the tasks name one. Greedy episodes are never counted among sampled ones: a run at temperature 0 has no
+    avg@k. Of avg@k, `ci95` is the interval; without one, that of the greedy accuracy.
+    """
+    sampled, greedy = (rows, greedy) if plan.config.sampling.temperature else ({}, rows)
+    report: dict[str, Any] = {}
+    for benchmark in dict.fromkeys(getattr(task, "benchmark", None) for task in plan.tasks.values()):
+        names = [name for name, task in plan.tasks.items() if getattr(task, "benchmark", None) == benchmark]
+        tallies = [[tally for name in names if (tally := _tally(some.get(name, ()))).graded] for some in (sampled, greedy)]
+        average, one = _rate(tallies[0], plan.config.samples), _rate(tallies[1], 1)
+        if benchmark is not None:
+            report[benchmark] = {
+                "n": max(map(len, tallies)),
+                "greedy": one["rate"],
+                "greedy_ci95": one["ci95"],
+                "avg_at_k": average["rate"],
+                "k": plan.config.samples if tallies[0] else None,
+                "ci95": average["ci95"] if tallies[0] else one["ci95"],
+            }
+    return {"benchmarks": report} if report else {}

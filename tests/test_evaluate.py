@@ -76,7 +76,7 @@ def test_the_folder_is_the_contract(tmp_path: Path) -> None:
     assert {"domain", "mode", "scaffold", "model", "dataset", "n", "resolved", "rate", "ci95", "statuses", "instances"} <= set(report)
     assert (report["mode"], report["scaffold"], report["model"], report["resolved"]) == ("e2e", "agent", "scripted", 20)
     assert report["decoding"]["temperature"] == 0
-    assert report["policy"]["context"] == {"kind": "last_k", "k": 2}
+    assert report["policy"]["context"] == {"kind": "last_k", "k": 2, "title": False}
     assert list(report["instances"]) == [f"sql-test-{n}" for n in range(20)]
     one = report["instances"]["sql-test-3"]
     assert set(one) == {"status", "official_resolved", "notes", "seconds", "turns", "tokens"}

@@ -24,9 +24,12 @@ def evaluate(
         None, help="What runs a checkpoint. auto: vllm where it is installed and a GPU is there, else transformers.  [default: auto]"
     ),
     predictions: str | None = typer.Option(None, help="Grade the patches of this file (SWE-bench schema) instead of asking a model."),
-    dataset: str | None = typer.Option(None, help="File in the SWE-bench schema, or hub id.  [default: the held-out generated tasks]"),
+    dataset: str | None = typer.Option(
+        None, help="File or hub id; for math also a benchmark's name, or several, as aime24,amc23.  [default: the held-out generated tasks]"
+    ),
     instances: str | None = typer.Option(None, help="Only these instance ids, separated by commas."),
-    samples: int | None = typer.Option(None, min=1, help="Episodes of each instance, for pass@k; wants --sampling.temperature."),
+    samples: int | None = typer.Option(None, min=1, help="Episodes of each instance, for pass@k and avg@k; wants --sampling.temperature."),
+    greedy: bool = typer.Option(False, "--greedy", help="Besides the samples a greedy episode of each instance, reported apart."),
     repeat: int | None = typer.Option(None, min=1, help="Grade each result so often, and report verdicts that differ."),
     out: Path | None = typer.Option(None, help="Run folder; the same command into it takes it up again.  [default: runs/eval-...]"),
     workers: int = typer.Option(1, min=1, help="Instances at a time."),
@@ -67,6 +70,7 @@ def evaluate(
         "dataset": dataset,
         "instances": tuple(filter(None, instances.split(","))) if instances is not None else None,
         "samples": samples,
+        "greedy": greedy or None,
         "repeat": repeat,
         "grade": False if no_grade else None,
         "sandbox": sandbox,

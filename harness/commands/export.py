@@ -93,7 +93,7 @@ def _steps(
         else:
             system = prompts[item.wire] = prompts.get(item.wire) or _system_prompt(domain, item.wire)
         for example in step_examples(item, context, targets, counts):
-            prompt = messages(system, example.prompt, example.history, example.wire, example.omitted)
+            prompt = messages(system, example.prompt, example.history, example.wire, example.omitted, example.heading)
             row = (example, prompt, completion(example.thought, example.target, example.wire), expert_text(example.target))
             yield verl_row(*row, index, item.split or "train") if verl else step_row(*row)
             index += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
@@ -10,10 +11,11 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from harness_trajectories.errors import UserError
-from harness_trajectories.schema import Action, Frozen, Step, Trajectory
+from harness_trajectories.schema import ANSWER, Action, Frozen, Step, Trajectory
 
 T = TypeVar("T")
 Targets = Literal["all_but_last", "all_but_first", "all"]
+_HEADING = re.compile(r"\d+\.[ \t]+\*\*[^*\n]+\*\*")
 
 
 class ContextPolicy(Frozen):
@@ -22,6 +24,8 @@ class ContextPolicy(Frozen):
     kind: Literal["last_k", "full"] = "last_k"
     k: int = Field(default=2, ge=0)
     """Exchanges kept by `last_k`; the SRL paper keeps two on SWE."""
+    title: bool = False
+    """Show the title of the step to predict, where it is a numbered one with a title. In training only: evaluation knows none."""
 
     def select(self, history: Sequence[T]) -> Sequence[T]:
         """The kept end of `history`."""
@@ -52,6 +56,8 @@ class StepExample(Frozen):
     thought: str
     target: tuple[Action, ...]
     """The expert's action: one call, or the several calls of one turn in order."""
+    heading: str = ""
+    """`3. **TITLE**` of the target, where the context policy shows titles and it has one."""
 
 
 def exchange(step: Step) -> Exchange:
@@ -139,8 +145,14 @@ def step_examples(
                 omitted=len(history) - len(kept),
                 thought="\n".join(part for part in (step.reasoning, step.message) if part),
                 target=step.actions,
+                heading=_heading(step) if context.title else "",
             )
         history.append(exchange(step))
+
+
+def _heading(step: Step) -> str:
+    found = _HEADING.match(str(step.actions[0].arguments.get("text", ""))) if step.actions[0].tool == ANSWER else None
+    return found[0] if found else ""
 
 
 def split_by_instance(trajectories: Sequence[Trajectory], n_val: int, seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
