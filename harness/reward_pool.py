@@ -14,6 +14,9 @@ from harness.pool import Crashed, Late, Pool
 from harness.prompt import Wire
 from harness.reward import Scored, similarity, step_reward
 
+GIVE_UP = 8
+"""Samples in a row that hang or end their process: then it is the reward that fails, not they."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,7 @@ class RewardPool:
 
     def __init__(self, limit: float = 10.0) -> None:
         self._pool = Pool(prepare, 1, limit)
+        self._failed = 0  # in a row
 
     def score(self, candidates: Sequence[Candidate]) -> list[Scored]:
         """What `step_reward` says of each, in order; where scoring was over the limit or ended its process, no reward and a `failure`.
@@ -44,17 +48,24 @@ class RewardPool:
         texts alone.
 
         Raises:
-            RuntimeError: a process does not start.
+            RuntimeError: `GIVE_UP` samples in a row failed so; or a process does not start.
         """
         return [self._score(candidate) for candidate in candidates]
 
     def _score(self, candidate: Candidate) -> Scored:
         try:
-            return self._pool.call(candidate.completion, candidate.expert, candidate.wire)
+            scored = self._pool.call(candidate.completion, candidate.expert, candidate.wire)
         except (Late, Crashed) as error:
             lengths = f"{len(candidate.completion)} characters against {len(candidate.expert)}"
             _log.warning("sample %s: scoring %s (%s); it has no reward", candidate.id, error, lengths)
+            self._failed += 1
+            if self._failed == GIVE_UP:
+                raise RuntimeError(
+                    f"scoring failed for {GIVE_UP} samples in a row, last {candidate.id}: {error}; the reward itself hangs or crashes"
+                ) from None
             return Scored(None, False, False, None, "slow" if isinstance(error, Late) else "crashed")
+        self._failed = 0
+        return scored
 
     def close(self) -> None:
         """End the process."""

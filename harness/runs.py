@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,13 @@ class Run:
         append_jsonl(self.path / "metrics.jsonl", row)
 
 
-def open_run(path: Path, command: str, config: BaseModel, fresh: bool = False) -> Run:
+def open_run(path: Path, command: str, config: BaseModel, fresh: bool = False, may_change: Collection[str] = ()) -> Run:
     """Begin a run in `path`, or take up the one that lies there.
 
     Args:
         command: the harness command (`train`, `eval`); a folder belongs to one.
         fresh: move what lies there aside (never delete it) and begin anew.
+        may_change: last names of options with which the run may be taken up though they differ; config.yaml then holds the new ones.
 
     Raises:
         UserError: the folder holds another command's run, or one with other options; the difference is shown.
@@ -72,19 +73,20 @@ def open_run(path: Path, command: str, config: BaseModel, fresh: bool = False) -
     if fresh:
         move_aside(path)
     resumed = file.is_file()
+    changes: dict[str, str] = {}
     if resumed:
         found = yaml.safe_load(file.read_text())
         changes = _difference(found, wanted)
-        if changes:
+        if refused := [line for key, line in changes.items() if key.rpartition(".")[2] not in may_change]:
             raise UserError(
                 f"{path} holds a run with other options:\n  "
-                + "\n  ".join(changes)
+                + "\n  ".join(refused)
                 + "\nUse the same options to resume it, another --out for a new run, or --fresh to move it aside."
             )
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out takes a folder")
     path.mkdir(parents=True, exist_ok=True)
-    if not resumed:
+    if not resumed or changes:
         write_text(file, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
     versions = path / "versions.json"
     record = json.loads(versions.read_text()) if versions.is_file() else {"runs": []}
@@ -111,11 +113,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    with temporary.open("w", encoding="utf-8", errors="surrogatepass") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="surrogatepass") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # what a full disk leaves of it
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,15 +153,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    lines: list[str] = []
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Option → how it differs."""
+    changes: dict[str, str] = {}
     for key in [*wanted, *(key for key in found if key not in wanted)]:
         old, new = found.get(key), wanted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += _difference(old, new, f"{prefix}{key}.")
+            changes |= _difference(old, new, f"{prefix}{key}.")
         elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} there, {new!r} asked for")
-    return lines
+            changes[f"{prefix}{key}"] = f"{prefix}{key}: {old!r} there, {new!r} asked for"
+    return changes
 
 
 def _versions() -> dict[str, Any]:

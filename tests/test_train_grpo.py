@@ -69,6 +69,9 @@ class Rewarded:
         self.phases = Phases()
         self._reward = reward
 
+    def name(self, item: int) -> str:
+        return self.samples[item].id
+
     def talk(self, prompt: list[int], engine: Engine) -> list[tuple[Turn, ...]]:
         return [(Turn(prompt, *one),) for one in engine.sample([prompt], copies=self.rollouts)[0]]
 

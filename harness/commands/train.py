@@ -65,8 +65,7 @@ def train(
     from harness.config import read_yaml, resolve
     from harness.env import load_env
     from harness.train.config import TrainConfig, defaults, is_tiny
-    from harness.train.measure import GateClosed
-    from harness.train.run import Stopped
+    from harness.train.failure import GateClosed, Stopped, TrainingFailed
     from harness.train.run import train as run
     from harness.train.summary import table
 
@@ -90,9 +89,14 @@ def train(
         note(f"--out not given: {out}")
     try:
         report = run(options, out, fresh)
-    except (GateClosed, Stopped) as end:
-        note(f"error: {end}" if isinstance(end, GateClosed) else str(end))
-        raise typer.Exit(1 if isinstance(end, GateClosed) else 130) from None
+    except (GateClosed, TrainingFailed) as end:
+        if os.environ.get("HARNESS_DEBUG"):
+            raise
+        note(f"error: {end}")
+        raise typer.Exit(1) from None
+    except Stopped as end:
+        note(str(end))
+        raise typer.Exit(130) from None
     emit(report, as_json, f"{table(report)}\ncheckpoint: {report['checkpoint']}\nreport: {out / 'report.md'}")
 
 

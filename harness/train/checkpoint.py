@@ -53,15 +53,35 @@ def export(model: Any, companions: Companions, directory: Path, validation: dict
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    bare, weights = whole_weights(model)
-    bare.save_pretrained(fresh, state_dict=weights)
-    companions.save(fresh)
-    if validation is not None:
-        write_json(fresh / VALIDATION, validation)
+    try:
+        bare, weights = whole_weights(model)
+        bare.save_pretrained(fresh, state_dict=weights)
+        companions.save(fresh)
+        if validation is not None:
+            write_json(fresh / VALIDATION, validation)
+        settle(fresh)
+    except Exception:
+        shutil.rmtree(fresh, ignore_errors=True)  # a full disk has room again
+        raise
     if directory.exists():
         directory.rename(stale)
     fresh.rename(directory)
     shutil.rmtree(stale, ignore_errors=True)
+
+
+def settle(directory: Path) -> None:
+    """Have the files of a checkpoint on the disk: a system that finds out late that it has no room says so here, and a power cut tears
+    nothing that is taken for whole.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    for path in (*directory.rglob("*"), directory):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def validation_of(directory: Path) -> dict[str, float] | None:

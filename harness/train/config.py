@@ -18,6 +18,10 @@ TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
 
+MAY_CHANGE = ("micro_batch", "sample_batch", "max_tries")
+"""Options that may differ when a run is taken up again: they decide on memory and on giving up, not on what is learnt."""
+
+
 class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -46,6 +46,9 @@ class EpisodeRollouts:
         self._step = 0
         self._groups: list[Sequence[Rollout]] = []  # of the present step
 
+    def name(self, item: int) -> str:
+        return self._tasks[item].id
+
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         """A group for each task.
 

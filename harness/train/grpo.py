@@ -29,6 +29,7 @@ from harness.train.adapters import adapter_config
 from harness.train.config import Memory, Reinforced
 from harness.train.data import step_count
 from harness.train.engine import Engine, ModelEngine
+from harness.train.failure import Finite, during
 from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.rollouts import Rollout, Source, length_figures
 from harness.train.sampling import Refill
@@ -36,11 +37,11 @@ from harness.train.sft import common_arguments
 from harness_trajectories.errors import UserError
 
 
-class ReinforcedTrainer(GRPOTrainer):
+class ReinforcedTrainer(Finite, GRPOTrainer):
     """GRPOTrainer on the rollouts of a source, and without its model card."""
 
     def __init__(self, *args: Any, source: Source, options: Reinforced, refill: Refill, **others: Any) -> None:
-        super().__init__(*args, reward_funcs=_scored_before, **others)
+        super().__init__(*args, name=source.name, reward_funcs=_scored_before, **others)
         self._share_prefixes = self.model.device.type == "cpu" if options.share_prefixes is None else options.share_prefixes
         self.beta = options.kl  # TRL would load its reference by the model's name, which need not be these weights
         if self.beta and not hasattr(self.model, "peft_config"):
@@ -94,7 +95,8 @@ class ReinforcedTrainer(GRPOTrainer):
 
     def roll_out(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         """A group for each of these items; every process does its part and gets all."""
-        groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.fresh_engine()))
+        with during("while sampling"):
+            groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.fresh_engine()))
         return groups
 
     def fresh_engine(self) -> Engine:
@@ -129,6 +131,7 @@ class ReinforcedTrainer(GRPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         mine = self._mine(self._batch)
         self._present = [mine[index] for index in inputs["rollout"].tolist()]
+        self._items = [one.item for one in self._present]
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate_hf import decode_chunks, end_tokens
-from harness.reward import Scored, step_reward
+from harness.reward import Scored
+from harness.reward_pool import Candidate, RewardPool
 from harness.train.config import Gate
 from harness.train.data import Baselines, Sample
+from harness.train.failure import GateClosed
 from harness.train.rollouts import Rollout, Source
 from harness.train.sampling import PromptStream
-
-
-class GateClosed(RuntimeError):
-    """RL does not start: the model's format or the spread of its rewards leaves nothing to reinforce."""
 
 
 def summary(scored: Sequence[Scored], clipped: Sequence[bool]) -> dict[str, float]:
@@ -42,18 +40,16 @@ def baseline_means(samples: Sequence[Sample], baselines: Baselines) -> dict[str,
 
 
 def validate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], max_tokens: int, batch: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], max_tokens: int, batch: int, pool: RewardPool
 ) -> dict[str, float]:
     """Greedy decoding of every sample; with several wire formats, the exact-action rate of each besides."""
     end = end_tokens(tokenizer, model)
     prompts = [sample.prompt.ids() for sample in samples]
     options = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": max_tokens}
-    scored: dict[int, Scored] = {}
-    clipped: dict[int, bool] = {}
-    for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **options):
-        scored[index] = _score(tokenizer, tokens, samples[index])
-        clipped[index] = tokens[-1] not in end
-    figures = summary([scored[i] for i in range(len(samples))], list(clipped.values()))
+    said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **options)}
+    texts = [tokenizer.decode(said[index], skip_special_tokens=True) for index in range(len(samples))]
+    scored = pool.score([Candidate(one.id, text, one.expert, one.wire) for one, text in zip(samples, texts, strict=True)])
+    figures = summary(scored, [tokens[-1] not in end for tokens in said.values()])
     wires = sorted({sample.wire for sample in samples})
     if len(wires) > 1:
         figures |= {f"exact_{w}": _mean([scored[i].exact for i, sample in enumerate(samples) if sample.wire == w]) for w in wires}
@@ -82,10 +78,6 @@ def check_gate(
             "times"
         )
     return figures
-
-
-def _score(tokenizer: PreTrainedTokenizerBase, tokens: list[int], sample: Sample) -> Scored:
-    return step_reward(tokenizer.decode(tokens, skip_special_tokens=True), sample.expert, sample.wire)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from harness.progress import Progress
 from harness.runs import Run, read_jsonl, write_text
-from harness.train.checkpoint import WHOLE, Companions, export, validation_of
+from harness.train.checkpoint import WHOLE, Companions, export, settle, validation_of
 from harness.train.reporting import Reporters
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Recorder(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._companions.save(directory)
+        settle(directory)
         (directory / WHOLE).touch()
         self._phases.add("checkpoint", time.monotonic() - self._saving)
 

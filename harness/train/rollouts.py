@@ -60,6 +60,9 @@ class Source(Protocol):
     figures: dict[str, float]
     phases: Phases
 
+    def name(self, item: int) -> str:
+        """What to call an item where it makes training fail."""
+
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         """A group for each item.
 

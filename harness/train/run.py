@@ -17,8 +17,9 @@ from harness.generate_hf import load_model
 from harness.runs import open_run, write_json, write_text
 from harness.train.adapters import merge
 from harness.train.checkpoint import export, last_resumable, make_newest, step_of, validation_of
-from harness.train.config import TINY_MODEL, TrainConfig
+from harness.train.config import MAY_CHANGE, TINY_MODEL, TrainConfig
 from harness.train.curves import draw
+from harness.train.failure import Stopped, one_message
 from harness.train.packages import check_packages
 from harness.train.recorder import Recorder, Stop, begin_stage
 from harness.train.reporting import Reporters
@@ -26,10 +27,6 @@ from harness.train.setup import TOKENS, Setup, set_up, stages_of
 from harness.train.stages import STAGES
 from harness.train.summary import describe, stage_reports
 from harness_trajectories.errors import UserError
-
-
-class Stopped(Exception):
-    """Ctrl-C; the run can be taken up again."""
 
 
 def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]:
@@ -40,9 +37,15 @@ def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]
 
     Raises:
         UserError: data, model or options cannot be used.
+        TrainingFailed: anything else that ends it before its time; the same command goes on from its last whole checkpoint.
         GateClosed: RL does not start.
         Stopped: Ctrl-C.
     """
+    with one_message(out):
+        return _train(config, out, fresh)
+
+
+def _train(config: TrainConfig, out: Path, fresh: bool) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -50,7 +53,7 @@ def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]
     check_packages(config)
     env = load_env(config.domain)
     existed = out.exists() and not fresh
-    run = open_run(out, "train", config, fresh)
+    run = open_run(out, "train", config, fresh, MAY_CHANGE)
     report = run.path / "report.json"
     if report.is_file():
         print(f"{out} is finished; --fresh trains anew", file=sys.stderr)
@@ -103,8 +106,12 @@ def _stage(setup: Setup, name: str, stop: Stop) -> None:
         every = setup.config.validation.every
         recorder = Recorder(setup.run, stage, setup.companions, stop, every, setup.checkpoints / "best", reporters)
         trainer.add_callback(recorder)
-        with recorder.progress:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            with recorder.progress:
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except Exception as error:
+            error.add_note(f"{name}, step {trainer.state.global_step + 1} of {steps}")
+            raise
         if stop.requested and trainer.state.global_step < steps:
             raise Stopped(f"stopped in {name} at step {trainer.state.global_step} of {steps}; the same command resumes it")
         merge(trainer.model)

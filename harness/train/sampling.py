@@ -17,7 +17,7 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from harness.runs import write_json
 from harness.train.config import Reinforced
+from harness.train.failure import TrainingFailed
 from harness.train.rollouts import Rollout
-from harness_trajectories.errors import UserError
 
 FILE = "sampling.json"
 
@@ -81,20 +81,20 @@ class Refill(TrainerCallback):
             world: processes; the prompts of a round are a multiple of it.
 
         Raises:
-            UserError: too few groups have signal among `max_tries × prompts`.
+            TrainingFailed: too few groups have signal among `max_tries × prompts`.
         """
         options = self._options
         limit = options.max_tries * options.prompts
         kept: list[list[Rollout]] = []
-        seen = 0  # prompts decided on for this batch
+        seen = unscored = 0  # of the prompts decided on for this batch
         while len(kept) < options.prompts:
             if seen >= limit:
-                raise UserError(
+                raise TrainingFailed(
                     f"of {seen} prompts × {options.rollouts} completions only {len(kept)} groups have rewards that differ "
-                    f"(deviation above srl.min_deviation {options.min_deviation:g}); a batch needs srl.prompts {options.prompts}, and "
-                    f"tries at most srl.max_tries {options.max_tries} × {options.prompts} prompts. No step was made with fewer. Raise "
-                    "srl.temperature, srl.rollouts or srl.max_tries, lower srl.prompts, or take --srl.dynamic_sampling=false; the best "
-                    "checkpoint so far stands"
+                    f"(deviation above srl.min_deviation {options.min_deviation:g}; {unscored} completions have no reward); a batch needs "
+                    f"srl.prompts {options.prompts}, and tries at most srl.max_tries {options.max_tries} × {options.prompts} prompts. No "
+                    "step was made with fewer. Raise srl.max_tries, with which the run goes on, or begin another from its best checkpoint "
+                    "with a higher srl.temperature or srl.rollouts, fewer srl.prompts, or --srl.dynamic_sampling=false"
                 )
             wanted = (options.prompts - len(kept)) * max(seen, 1) / max(len(kept), 1)
             count = min(ceil(wanted) if seen else options.prompts, options.prompts, limit - seen)
@@ -104,6 +104,7 @@ class Refill(TrainerCallback):
                 if len(kept) == options.prompts:
                     break
                 seen += 1
+                unscored += sum(isnan(one.reward) for one in group)
                 if not options.dynamic_sampling or has_signal([one.reward for one in group], options.min_deviation):
                     kept.append(group)
         self.frontier += seen

@@ -20,6 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from harness.train.adapters import adapter_config
 from harness.train.config import Memory, Supervised
 from harness.train.data import Sample, order, step_count
+from harness.train.failure import Finite
 from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.phases import Phases
 from harness.train.prompts import Prompt, encoder
@@ -37,6 +38,7 @@ class Sequences:
     Attributes:
         dropped: how many were longer than `max_tokens`; they are left out, none is truncated.
         lengths: tokens of each sequence.
+        names: the sample of each sequence.
     """
 
     def __init__(self, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, options: Supervised) -> None:
@@ -44,6 +46,7 @@ class Sequences:
         self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
         self._kept: list[tuple[Prompt, array[int]]] = []
         self.lengths: list[int] = []
+        self.names: list[str] = []
         self.dropped = 0
         for sample, answer in zip(samples, _answers(samples, tokenizer), strict=True):
             length = sample.prompt_tokens + len(answer)
@@ -52,6 +55,7 @@ class Sequences:
                 continue
             self._kept.append((sample.prompt, answer))
             self.lengths.append(length)
+            self.names.append(sample.id)
         if not self._kept:
             raise UserError(f"all {self.dropped} sequences are longer than max_tokens={options.max_tokens}; raise it")
 
@@ -82,6 +86,7 @@ class Trajectories:
     def __init__(self, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, options: Supervised) -> None:
         self._kept: list[list[tuple[Prompt, array[int]]]] = []
         self.lengths: list[int] = []
+        self.names: list[str] = []
         self.dropped = 0
         for _, group in groupby(zip(samples, _answers(samples, tokenizer), strict=True), lambda pair: pair[0].trajectory):
             steps = list(group)
@@ -91,6 +96,7 @@ class Trajectories:
                 continue
             self._kept.append([(sample.prompt, answer) for sample, answer in steps])
             self.lengths.append(length)
+            self.names.append(steps[0][0].id)
         if not self._kept:
             raise UserError(f"all {self.dropped} trajectories are longer than max_tokens={options.max_tokens} or cut to max_prompt_tokens")
 
@@ -113,7 +119,7 @@ def _answers(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> I
             yield array("I", [*answer, tokenizer.eos_token_id])
 
 
-class OrderedSFTTrainer(SFTTrainer):
+class OrderedSFTTrainer(Finite, SFTTrainer):
     """SFTTrainer that takes its data in the order in which they stand, so that a resumed run goes on at the same place.
 
     `create_model_card` writes nothing: a run folder explains itself.
@@ -131,6 +137,10 @@ class OrderedSFTTrainer(SFTTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self._items = inputs.pop("sequence").tolist()
+        return super()._prepare_inputs(inputs)
 
     def create_model_card(self, *args: object, **options: object) -> None:
         return
@@ -171,6 +181,11 @@ def sft_trainer(
     steps = step_count(len(sequences), options.batch, options.epochs, options.max_steps)
     places = order(sequences.lengths, options.batch, steps, seed)
     lengths = [sequences.lengths[place] for place in places]
+
+    def collate(rows: list[dict[str, int]]) -> dict[str, Any]:
+        chosen = [row["sequence"] for row in rows]
+        return sequences.batch(chosen) | {"sequence": torch.tensor(chosen)}
+
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -194,10 +209,11 @@ def sft_trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"sequence": places}),
-        data_collator=lambda rows: sequences.batch([row["sequence"] for row in rows]),
+        data_collator=collate,
         processing_class=tokenizer,
         peft_config=adapter_config(memory),
         step_tokens=[sum(lengths[start : start + options.batch]) for start in range(0, len(lengths), options.batch)],
+        name=sequences.names.__getitem__,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -16,6 +16,7 @@ from harness.sandbox_open import Sandboxes
 from harness.train.checkpoint import last_resumable
 from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players
+from harness.train.failure import during
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.measure import check_gate, validate
 from harness.train.phases import Phases
@@ -53,7 +54,8 @@ def supervised(setup: Setup, name: str) -> Iterator[Stage]:
     folder = setup.resumable(name)
     trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, folder, config.seed, config.checkpoint_every, config.memory)
     facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}
-    yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), facts=facts)
+    with RewardPool() as pool:
+        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts=facts)
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def srl(setup: Setup, name: str) -> Iterator[Stage]:
             setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory
         )
         facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, _on_steps(setup), ("exact", "reward"), facts)
+        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
     config, tasks = setup.config, setup.tasks
     assert tasks is not None
     played = config.episodes
-    with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes:
+    with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes, RewardPool() as pool:
         end = end_tokens(setup.tokenizer, setup.model)
         players = Players(tasks.plan, setup.tokenizer, end, played.workers, sandboxes, sandboxes.close)
         source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", config.samples_logged, Phases())
@@ -99,7 +101,7 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
         trainer = reinforced_trainer(
             setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory
         )
-        on_steps = _on_steps(setup)
+        on_steps = _on_steps(setup, pool)
 
         def measure() -> Figures:
             steps = on_steps() if on_steps else {}
@@ -121,20 +123,22 @@ def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
     """What the gate found, where the stage is at its beginning."""
     if last_resumable(setup.resumable(name)) is not None:
         return {}
-    gate = check_gate(trainer.source, trainer.roll_out, setup.config.gate, setup.config.seed)
+    with during(f"at the gate of {name}"):
+        gate = check_gate(trainer.source, trainer.roll_out, setup.config.gate, setup.config.seed)
     print(f"gate: format {gate['format_ok']:.1%}, groups that differ {gate['varied_groups']:.1%}: RL starts", file=sys.stderr)
     set_seed(setup.config.seed)
     return {f"gate_{figure}": value for figure, value in gate.items()}
 
 
-def _on_steps(setup: Setup) -> Callable[[], Figures] | None:
+def _on_steps(setup: Setup, pool: RewardPool) -> Callable[[], Figures] | None:
     """Validation on the held-out steps."""
     if not setup.val:
         return None
     options = setup.config.srl
 
     def measure() -> Figures:
-        found = validate(setup.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch)
+        with during("while validating"):
+            found = validate(setup.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch, pool)
         return found | setup.baseline_figures
 
     return measure

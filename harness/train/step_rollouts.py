@@ -68,6 +68,9 @@ class StepRollouts:
         self._step = 0
         self._groups: list[Sequence[Rollout]] = []  # of the present step
 
+    def name(self, item: int) -> str:
+        return self._samples[item].id
+
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         """A group for each sample; equal completions of a sample are scored once."""
         prompts = [self._samples[item].prompt.ids() for item in items]
