@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(**options: Any) -> Plan:
-    given = {"domain": "harness_envs.sql:SqlEnv", "instances": ("sql-test-0",), "sampling": {"max_tokens": 4}, **options}
+    given = {"domain": "harness_sql:SqlEnv", "instances": ("sql-test-0",), "sampling": {"max_tokens": 4}, **options}
     return prepare(EvalConfig.model_validate(given))
 
 

@@ -28,7 +28,7 @@ from harness.train.tiny import build_model, train_tokenizer
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = Path(os.environ.get("HARNESS_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
-PATHS = os.pathsep.join(str(ROOT / part) for part in ("", "envs", "trajectories"))
+PATHS = os.pathsep.join(str(ROOT / part) for part in ("", "envs", "envs/examples/sql", "trajectories"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "VLLM_CPU_KVCACHE_SPACE": "1"}
 TEXTS = [
     "<think></think>\n<function=bash>\n<parameter=command>ls -la</parameter>\n</function>",
@@ -111,7 +111,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_a_dead_engine_tells_every_th
 
 
 def test_eval_plays_generated_tasks_with_it(checkpoint: Path, tmp_path: Path) -> None:
-    domain = "harness_envs.sql:SqlEnv"
+    domain = "harness_sql:SqlEnv"
     command = [str(PYTHON), "-c", "from harness.cli import main; main()", "eval", "--domain", domain, "--workers", "8", "--json"]
     command += ["--engine", "vllm", "--model", str(checkpoint), "--out", str(tmp_path / "run"), "--sampling.max_tokens=24"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from harness_envs.sql import SqlEnv
 from test_agent import no_sandbox
 
 from harness.agent import Limits, run
 from harness.generate import Sampling, ScriptedGenerator
 from harness.generate_hf import prompt_ids
 from harness.prompt import Message, PromptPolicy, completion
-from harness.train.config import Supervised, TinyModel
+from harness.train.config import Memory, Supervised, TinyModel
 from harness.train.data import Sample, make_samples
 from harness.train.prompts import Prompts
 from harness.train.sft import Sequences, Trajectories, sft_trainer
 from harness.train.tiny import build_model, train_tokenizer
+from harness_sql import SqlEnv
 from harness_trajectories import Trajectory
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import ContextPolicy, step_examples
@@ -82,7 +82,7 @@ def test_loss_and_gradient_are_those_of_trl_on_the_steps(tmp_path: Path) -> None
         options = Supervised(unit=unit, batch=batch, micro_batch=batch, max_steps=1)
         model = build_model(TinyModel(hidden=32, layers=2, heads=2, feedforward=64), tokenizer, seed=1)
         sequences = kind(samples, tokenizer, options)
-        trainer = sft_trainer(model, tokenizer, sequences, options, tmp_path / unit, seed=0, every=10)
+        trainer = sft_trainer(model, tokenizer, sequences, options, tmp_path / unit, seed=0, every=10, memory=Memory())
         rows = next(iter(trainer.get_train_dataloader()))
         count = trainer._get_num_items_in_batch([rows], torch.device("cpu"))
         assert int(count) == sum(len(tokenizer(sample.completion)["input_ids"]) + 1 for sample in samples)

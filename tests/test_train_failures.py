@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -24,10 +25,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from harness import reward_pool
+from harness import pool, reward_pool
 from harness.generate_hf import load_model, load_tokenizer
 from harness.prompt import PromptPolicy
-from harness.reward_pool import Candidate, RewardPool
+from harness.reward_pool import RewardPool
 from harness.runs import read_jsonl
 from harness.train import checkpoint, engine, failure, grpo, setup, stages
 
@@ -266,23 +267,23 @@ def test_a_reward_that_hangs_once_costs_a_sample_and_always_ends_the_run(
 ) -> None:
     """The scoring process is stopped as it gets a sample, which is how a call that never returns looks from outside."""
     path = tmp_path / "run"
-    give = reward_pool._Worker.give
-    stopped: list[str] = []
+    call = pool._Worker.call
+    stopped: list[int] = []
 
-    def stopping(worker: reward_pool._Worker, index: int, candidate: Candidate, limit: float) -> None:
+    def stopping(worker: pool._Worker, given: Any, limit: float) -> Any:
         steps = len(test_train._steps(path, "srl"))
         if steps >= (3 if stopped else 1):
-            stopped.append(candidate.id)
+            stopped.append(worker.process.pid)
             os.kill(worker.process.pid, signal.SIGSTOP)
-        give(worker, index, candidate, limit)
+        return call(worker, given, limit)
 
     with monkeypatch.context() as patch:
         patch.setattr(stages, "RewardPool", functools.partial(RewardPool, limit=0.2))
         patch.setattr(reward_pool, "GIVE_UP", 2)
-        patch.setattr(reward_pool._Worker, "give", stopping)
+        patch.setattr(pool._Worker, "call", stopping)
         assert command(*SRL) == 1
     said = message(capsys)
-    assert f"srl, step 4 of 6: while sampling: scoring failed for 2 samples in a row, last {stopped[2]}" in said
+    assert re.search(r"srl, step 4 of 6: while sampling: scoring failed for 2 samples in a row, last hand__\d-\w+#\d: took more than", said)
     assert len(stopped) == 3
     assert "goes on from step 2 of srl" in said
     assert [row["unscorable"] for row in read_jsonl(path / "metrics.jsonl") if "unscorable" in row][1] > 0

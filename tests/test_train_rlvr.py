@@ -141,7 +141,7 @@ def test_tasks_that_cannot_be_had_are_one_message(tmp_path: Path, problems: Path
     with pytest.raises(UserError, match="--dataset"):
         tasks("swe")
     with pytest.raises(UserError, match="no option 'dataset'"):
-        tasks("sql", episodes={"dataset": str(problems)})
+        tasks("harness_sql:SqlEnv", episodes={"dataset": str(problems)})
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "train.jsonl").write_text("")
     (tmp_path / "tasks" / "val.jsonl").write_text("")
