@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -47,9 +48,19 @@ def main() -> None:
     sys.exit(_run())
 
 
+def _processes() -> contextlib.AbstractContextManager[None]:
+    """Of a command that torchrun has started several times."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext()
+    from harness.train.processes import together
+
+    return together()
+
+
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        with _processes():
+            code = app(standalone_mode=False)
         if code == STOPPED:
             print("stopped; the same command takes it up again", file=sys.stderr)
         return code if isinstance(code, int) else 0

@@ -187,13 +187,18 @@ def _decode(
     mask = mask.repeat_interleave(copies, 0)
     position = positions[:, -1:].repeat_interleave(copies, 0)
     ends = torch.tensor(list(end), device=device)
-    generators = None if seeds is None else [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    drawn = None
+    if temperature > 0:
+        drawn = (
+            torch.rand(len(logits), max_tokens, dtype=torch.float64, device=device)
+            if seeds is None
+            else uniforms(seeds, max_tokens, device)
+        )
     rows = torch.arange(len(logits), device=device)  # which completion each row of the batch is
     growing = torch.ones(len(rows), dtype=torch.bool, device=device)
     columns: list[tuple[list[int], list[int], list[float], list[bool]]] = []
     for step in range(max_tokens):
-        chosen = [generators[row] for row in rows.tolist()] if generators is not None else None
-        token, logprob = _choose(logits, temperature, top_p, chosen)
+        token, logprob = _choose(logits, temperature, top_p, None if drawn is None else drawn[rows, step])
         columns.append((rows.tolist(), token.tolist(), logprob.tolist(), growing.tolist()))
         growing = growing & ~torch.isin(token, ends)
         alive = int(growing.sum())
@@ -240,22 +245,41 @@ def decode_chunks(
             yield index, completions[place * copies : (place + 1) * copies]
 
 
-def _choose(
-    logits: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token for each row and its log-probability. `logits`: (B, V); returns (B,) each."""
+def uniforms(seeds: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+    """`count` numbers from [0, 1) for each seed, by the generator SplitMix64: as cheap for many seeds as for one. (B, count), float64"""
+    state = torch.tensor([_signed(seed) for seed in seeds], device=device)[:, None]
+    state = state + torch.arange(1, count + 1, device=device) * _signed(0x9E3779B97F4A7C15)  # int64 arithmetic wraps around
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ _shifted(state, shift)) * _signed(factor)
+    return _shifted(state ^ _shifted(state, 31), 11).double() / 2**53
+
+
+def _shifted(value: torch.Tensor, by: int) -> torch.Tensor:
+    """To the right, zeros coming in: torch's int64 would bring in the sign."""
+    return (value >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(value: int) -> int:
+    """The int64 of the same lower 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _choose(logits: torch.Tensor, temperature: float, top_p: float, drawn: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row and its log-probability. `logits`: (B, V); returns (B,) each.
+
+    Args:
+        drawn: from [0, 1): the token is where the sum of the probabilities passes it. (B,); None: greedy.
+    """
     probabilities = torch.softmax(logits.float() / (temperature or 1.0), -1)
-    if temperature == 0.0:
+    if drawn is None:
         token = logits.argmax(-1)
         return token, probabilities.gather(-1, token[:, None])[:, 0].log()
     if top_p < 1.0:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    if generators is None:
-        token = torch.multinomial(probabilities, 1)[:, 0]
-    else:
-        token = torch.cat([torch.multinomial(row, 1, generator=own) for row, own in zip(probabilities, generators, strict=True)])
+    sums = probabilities.cumsum(-1, dtype=torch.float64)
+    token = torch.searchsorted(sums, drawn[:, None] * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1)
     return token, (probabilities.gather(-1, token[:, None])[:, 0] / probabilities.sum(-1)).log()
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate import Sampling, load_generator
-from harness.generate_hf import TransformersGenerator, decode, decode_chunks, end_tokens, load_model, load_tokenizer, prompt_ids
+from harness.generate_hf import TransformersGenerator, decode, decode_chunks, end_tokens, load_model, load_tokenizer, prompt_ids, uniforms
 from harness.prompt import CHAT_TEMPLATE, Message
 from harness.train.config import TinyModel
 from harness.train.tiny import build_model, train_tokenizer
@@ -116,11 +116,12 @@ def test_log_probabilities_are_those_of_a_plain_forward(tiny: tuple[PreTrainedTo
         torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_sampling_follows_the_model_distribution(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
+@pytest.mark.parametrize("seeds", [None, range(4000)])
+def test_sampling_follows_the_model_distribution(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel], seeds: range | None) -> None:
     tokenizer, model = tiny
     prompt = prompt_ids(tokenizer, conversations()[3])
     torch.manual_seed(0)
-    sampled = decode(model, [prompt], [], tokenizer.pad_token_id, 1, temperature=1.0, copies=4000)
+    sampled = decode(model, [prompt], [], tokenizer.pad_token_id, 1, temperature=1.0, copies=4000, seeds=seeds)
     counts = torch.bincount(torch.tensor([one.tokens[0] for one in sampled]), minlength=len(tokenizer)) / 4000
     with torch.no_grad():
         expected = torch.softmax(model(torch.tensor([prompt])).logits[0, -1], -1)
@@ -128,6 +129,18 @@ def test_sampling_follows_the_model_distribution(tiny: tuple[PreTrainedTokenizer
     top = decode(model, [prompt], [], tokenizer.pad_token_id, 1, temperature=1.0, top_p=1e-6, copies=20)
     assert {one.tokens[0] for one in top} == {int(expected.argmax())}
     assert all(one.logprobs == [0.0] for one in top)
+
+
+def test_seeds_are_those_of_splitmix64() -> None:
+    """The first numbers of the published generator (Vigna's splitmix64.c) for the seed 1234567."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    found = uniforms([0, 1234567, 1234567 - 2**64], 5, torch.device("cpu"))
+    assert found[1].tolist() == found[2].tolist() == [number // 2**11 / 2**53 for number in published]
+    many = uniforms(range(1000), 200, torch.device("cpu")).flatten()
+    assert many.min() >= 0
+    assert many.max() < 1
+    assert abs(float(many.mean()) - 0.5) < 0.005
+    assert len(many.unique()) == len(many)
 
 
 def test_requests_of_threads_equal_single_requests(checkpoint: Path) -> None:

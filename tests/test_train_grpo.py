@@ -269,7 +269,7 @@ def test_steps_are_scored_and_what_is_logged_of_them(tmp_path: Path) -> None:
     ids = [[*tokenizer(text)["input_ids"], end] for text in texts]
     options = Reinforced(rollouts=2, prompts=2)
     with RewardPool() as pool:
-        source = StepRollouts(known, Baselines(known, 0), tokenizer, [end], options, tmp_path, 3, pool, Phases())
+        source = StepRollouts(known, Baselines(known, 0), tokenizer, [end], options, tmp_path, 3, 0, pool, Phases())
         groups = source.roll([0, 2], [0, 1], Saying([ids[:2], [ids[2][:-1], ids[3]]]))
     source.note(7, groups)
     rewards = [one.reward for group in groups for one in group]

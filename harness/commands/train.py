@@ -64,6 +64,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: spinning threads cost up to 9 times on a shared CPU
     from harness.config import read_yaml, resolve
     from harness.env import load_env
+    from harness.train import processes
     from harness.train.config import TrainConfig, defaults, is_tiny
     from harness.train.failure import GateClosed, Stopped, TrainingFailed
     from harness.train.run import train as run
@@ -83,7 +84,8 @@ def train(
     base = {**defaults(env, str(chosen["model"])), **chosen}
     options = resolve(TrainConfig, config, overrides, base)
     if "data" not in named and options.data == (str(_folder(domain)),):
-        _generated(domain, env)
+        with processes.first_alone():
+            _generated(domain, env)
     if out is None:
         out = Path("runs") / f"train-{_slug(domain)}-{options.method}"
         note(f"--out not given: {out}")

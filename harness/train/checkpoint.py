@@ -22,7 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from harness import contamination
 from harness.prompt import PromptPolicy
 from harness.runs import write_json
+from harness.train import processes
 from harness.train.adapters import whole_weights
+from harness.train.sharding import is_sharded, whole
 
 WHOLE = "whole"
 """Marks a resumable checkpoint whose writing was finished."""
@@ -46,15 +48,21 @@ def export(model: Any, companions: Companions, directory: Path, validation: dict
     """Write a loadable checkpoint so that `directory` is there whole or not at all; one that lies there is replaced.
 
     Args:
-        model: perhaps with adapters, which are added to the weights that are written.
+        model: perhaps with adapters, which are added to the weights that are written; if it is sharded, all processes call this together,
+            and the first writes.
     """
+    if is_sharded(model):
+        bare, weights = model, {name: value.cpu() for name, value in whole(model) if processes.is_first()}
+    else:
+        bare, weights = whole_weights(model)
+    if not processes.is_first():
+        return
     fresh = directory.with_name(f".{directory.name}.new")
     stale = directory.with_name(f".{directory.name}.old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        bare, weights = whole_weights(model)
         bare.save_pretrained(fresh, state_dict=weights)
         companions.save(fresh)
         if validation is not None:
@@ -92,11 +100,12 @@ def validation_of(directory: Path) -> dict[str, float] | None:
 
 def last_resumable(stage: Path) -> Path | None:
     """The newest whole checkpoint of a stage; ones torn by a kill are removed."""
-    found = sorted(stage.glob("checkpoint-*"), key=step_of)
-    for path in found:
-        if not (path / WHOLE).is_file():
-            shutil.rmtree(path)
-    return next((path for path in reversed(found) if path.exists()), None)
+    with processes.first_alone():
+        found = sorted(stage.glob("checkpoint-*"), key=step_of)
+        for path in found:
+            if not (path / WHOLE).is_file():
+                shutil.rmtree(path)
+        return next((path for path in reversed(found) if path.exists()), None)
 
 
 def step_of(checkpoint: Path) -> int:

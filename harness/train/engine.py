@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Protocol
-
-from transformers import PreTrainedModel
 
 from harness.generate import Sampled
 from harness.generate_hf import decode_chunks
+from harness.train.sharding import Replica
+
+
+def completion_seeds(seed: int, places: Sequence[int], copies: int) -> list[int]:
+    """Seeds of the completions of prompts at these places of a stream, `copies` of each. What is sampled then depends on the weights and on
+    them alone: not on the number of processes, nor on what else is sampled at once."""
+    names = [f"{seed} {place} {copy}" for place in places for copy in range(copies)]
+    return [int.from_bytes(blake2b(name.encode(), digest_size=7).digest()) for name in names]
 
 
 class Engine(Protocol):
@@ -36,18 +43,16 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """Samples from the model that is trained itself, by `harness.generate_hf.decode`.
+    """Samples in the process that trains, by `harness.generate_hf.decode`.
 
     Args:
-        model: gives the model, whatever it is wrapped in.
+        replica: of the model that is trained.
         end: tokens that end a completion.
         batch: completions decoded at once.
     """
 
-    def __init__(
-        self, model: Callable[[], PreTrainedModel], end: Sequence[int], pad: int, max_tokens: int, temperature: float, batch: int
-    ) -> None:
-        self._model = model
+    def __init__(self, replica: Replica, end: Sequence[int], pad: int, max_tokens: int, temperature: float, batch: int) -> None:
+        self._replica = replica
         self._end = end
         self._pad = pad
         self._max_tokens = max_tokens
@@ -66,9 +71,9 @@ class ModelEngine:
         groups: list[list[Sampled]] = [[] for _ in prompts]
         options = {"end": self._end, "pad": self._pad, "max_tokens": max_tokens or self._max_tokens}
         options["temperature"] = 0.0 if greedy else self._temperature
-        for index, group in decode_chunks(self._model(), prompts, self._batch, copies=copies, seeds=seeds, **options):
+        for index, group in decode_chunks(self._replica.model, prompts, self._batch, copies=copies, seeds=seeds, **options):
             groups[index] = group
         return groups
 
     def refresh(self) -> None:
-        """Nothing to take over."""
+        self._replica.refresh()

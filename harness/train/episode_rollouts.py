@@ -11,6 +11,7 @@ from typing import NamedTuple
 from harness.env import EnvError, Task
 from harness.evaluate import file_name
 from harness.runs import write_json
+from harness.train import processes
 from harness.train.config import Outcome
 from harness.train.engine import Engine
 from harness.train.episodes import Played, Players, Start
@@ -89,7 +90,7 @@ class EpisodeRollouts:
             EnvError: the infrastructure failed in every episode.
         """
         greedy = self._players.plan.config.sampling.model_copy(update={"temperature": 0.0})
-        every = self._players.play([Start(task, greedy) for task in tasks], engine, Phases())
+        every = processes.gathered(self._players.play([Start(task, greedy) for task in processes.mine(tasks)], engine, Phases()))
         _require_some(every)
         return summary(every)
 
@@ -136,5 +137,5 @@ def summary(every: Sequence[Played]) -> dict[str, float]:
 
 def _require_some(every: Sequence[Played]) -> None:
     errors = [played.episode.error for played in every if played.episode.exit == "infra_error"]
-    if len(errors) == len(every):
+    if errors and len(errors) == len(every):
         raise EnvError(f"the infrastructure failed in all {len(every)} episodes, the last time: {errors[-1]}")

@@ -10,21 +10,20 @@ completion is to TRL what the model wrote in all its turns, one after the other:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import pad, split_tensor_dict
+from trl.trainer.utils import add_fused_lm_head, pad, split_tensor_dict
 
 from harness.generate_hf import end_tokens
+from harness.train import processes
 from harness.train.adapters import adapter_config
 from harness.train.config import Memory, Reinforced
 from harness.train.data import step_count
@@ -33,27 +32,27 @@ from harness.train.failure import Finite, during
 from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.rollouts import Rollout, Source, length_figures
 from harness.train.sampling import Refill
-from harness.train.sft import common_arguments
-from harness_trajectories.errors import UserError
+from harness.train.sft import common_arguments, forward_passes
+from harness.train.sharding import Replica, Shardable
 
 
-class ReinforcedTrainer(Finite, GRPOTrainer):
+class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
     """GRPOTrainer on the rollouts of a source, and without its model card."""
 
-    def __init__(self, *args: Any, source: Source, options: Reinforced, refill: Refill, **others: Any) -> None:
+    def __init__(self, *args: Any, source: Source, options: Reinforced, refill: Refill, replica: Replica, **others: Any) -> None:
         super().__init__(*args, name=source.name, reward_funcs=_scored_before, **others)
         self._share_prefixes = self.model.device.type == "cpu" if options.share_prefixes is None else options.share_prefixes
         self.beta = options.kl  # TRL would load its reference by the model's name, which need not be these weights
         if self.beta and not hasattr(self.model, "peft_config"):
-            reference = copy.deepcopy(self.model).eval().requires_grad_(False)
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self.ref_model = self.accelerator.prepare_model(replica.frozen(), evaluation_mode=True)
+            add_fused_lm_head(self.ref_model, self.temperature, outputs=("log_probs", "entropy"))  # as TRL has done with the model
         if self._share_prefixes:
             for model in filter(None, (self.model, self.ref_model)):
                 accept_trees(_bare(model), self.temperature)
         self.source = source
         self.refill = refill
         self.engine: Engine = ModelEngine(
-            lambda: self.accelerator.unwrap_model(self.model_wrapped),
+            replica,
             end_tokens(self._tokenizer, self.model),
             self._tokenizer.pad_token_id,
             options.max_completion_tokens,
@@ -82,8 +81,8 @@ class ReinforcedTrainer(Finite, GRPOTrainer):
         """TRL's, on a batch that was filled before."""
         self._sampled = []
         with self.phases("sampling"):
-            self._batch = [one for group in self.refill.fill(self._round, self.accelerator.num_processes) for one in group]
-        self._present = self._mine(self._batch)
+            self._batch = [one for group in self.refill.fill(self._round, processes.count()) for one in group]
+        self._present = processes.mine(self._batch)
         with self.phases("log_probs"):
             return super()._generate_and_score_completions([{"prompt": ""} for _ in self._present])
 
@@ -96,8 +95,7 @@ class ReinforcedTrainer(Finite, GRPOTrainer):
     def roll_out(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         """A group for each of these items; every process does its part and gets all."""
         with during("while sampling"):
-            groups: list[list[Rollout]] = gather_object(self.source.roll(self._mine(items), self._mine(places), self.fresh_engine()))
-        return groups
+            return processes.gathered(self.source.roll(processes.mine(items), processes.mine(places), self.fresh_engine()))
 
     def fresh_engine(self) -> Engine:
         """What samples, with the policy's weights as they are."""
@@ -113,11 +111,6 @@ class ReinforcedTrainer(Finite, GRPOTrainer):
         tokens = {"update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
         return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens
 
-    def _mine(self, items: list[Any]) -> list[Any]:
-        """This process's part of what all processes hold."""
-        part = len(items) // self.accelerator.num_processes
-        return items[part * self.accelerator.process_index :][:part]
-
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
         """What was sampled for the batch, in place of sampling. Of several prompts TRL is shown the first."""
         first = [one.turns[0].prompt for one in self._present]
@@ -129,7 +122,7 @@ class ReinforcedTrainer(Finite, GRPOTrainer):
         return torch.tensor([[one.reward] for one in self._batch], device=self.accelerator.device)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        mine = self._mine(self._batch)
+        mine = processes.mine(self._batch)
         self._present = [mine[index] for index in inputs["rollout"].tolist()]
         self._items = [one.item for one in self._present]
         return super()._compute_loss(model, inputs)
@@ -198,24 +191,24 @@ def reinforced_trainer(
     seed: int,
     every: int,
     memory: Memory,
+    replica: Replica | None = None,
 ) -> ReinforcedTrainer:
     """The trainer of an RL stage.
 
     Args:
+        replica: of the model, to sample from; None: the model itself.
         folder: for resumable checkpoints, one every `every` steps.
 
     Raises:
-        UserError: `micro_batch` does not divide the completions of a step.
+        UserError: `micro_batch` of all processes does not divide the completions of a step.
     """
-    completions = options.prompts * options.rollouts
-    if completions % options.micro_batch:
-        raise UserError(f"micro_batch {options.micro_batch} does not divide prompts × rollouts = {completions}")
+    passes = forward_passes(options.prompts * options.rollouts, options.micro_batch, "prompts × rollouts =")
     steps = step_count(source.size, options.prompts, options.epochs, options.max_steps)
     arguments = GRPOConfig(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=options.micro_batch,
-        gradient_accumulation_steps=completions // options.micro_batch,
+        gradient_accumulation_steps=passes,
         num_generations=options.rollouts,
         max_completion_length=options.max_completion_tokens,
         shuffle_dataset=False,
@@ -241,6 +234,7 @@ def reinforced_trainer(
         source=source,
         options=options,
         refill=Refill(source.size, options, seed),
+        replica=replica or Replica(model, model.device.type),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.generate_hf import decode_chunks, end_tokens
 from harness.reward import Scored
 from harness.reward_pool import Candidate, RewardPool
+from harness.train import processes
 from harness.train.config import Gate
 from harness.train.data import Baselines, Sample
 from harness.train.failure import GateClosed
@@ -44,12 +45,13 @@ def validate(
 ) -> dict[str, float]:
     """Greedy decoding of every sample; with several wire formats, the exact-action rate of each besides."""
     end = end_tokens(tokenizer, model)
-    prompts = [sample.prompt.ids() for sample in samples]
+    part = processes.mine(samples)
+    prompts = [sample.prompt.ids() for sample in part]
     options = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": max_tokens}
     said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **options)}
-    texts = [tokenizer.decode(said[index], skip_special_tokens=True) for index in range(len(samples))]
-    scored = pool.score([Candidate(one.id, text, one.expert, one.wire) for one, text in zip(samples, texts, strict=True)])
-    figures = summary(scored, [tokens[-1] not in end for tokens in said.values()])
+    texts = [tokenizer.decode(said[index], skip_special_tokens=True) for index in range(len(part))]
+    scored = processes.gathered(pool.score([Candidate(one.id, text, one.expert, one.wire) for one, text in zip(part, texts, strict=True)]))
+    figures = summary(scored, processes.gathered([tokens[-1] not in end for tokens in said.values()]))
     wires = sorted({sample.wire for sample in samples})
     if len(wires) > 1:
         figures |= {f"exact_{w}": _mean([scored[i].exact for i, sample in enumerate(samples) if sample.wire == w]) for w in wires}

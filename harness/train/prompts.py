@@ -97,12 +97,13 @@ class Prompts:
 
     Args:
         directory: of the token store.
+        read_only: another process has made the prompts of the same steps there.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, directory: Path, read_only: bool = False) -> None:
         self._tokenizer = tokenizer
         encode = encoder(tokenizer)
-        self.store = TokenStore(directory, encode, _identity(tokenizer), len(tokenizer))
+        self.store = TokenStore(directory, encode, _identity(tokenizer), len(tokenizer), read_only)
         self._framing: Framing | None = None
         try:
             self._framing = Framing.of(tokenizer)

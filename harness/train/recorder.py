@@ -23,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from harness.progress import Progress
 from harness.runs import Run, read_jsonl, write_text
+from harness.train import processes
 from harness.train.checkpoint import WHOLE, Companions, export, settle, validation_of
 from harness.train.reporting import Reporters
 
@@ -95,6 +96,7 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self._phases.end()
+        self._stop.requested = any(processes.gathered([self._stop.requested]))
         if self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
@@ -116,10 +118,12 @@ class Recorder(TrainerCallback):
         self._saving = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._companions.save(directory)
-        settle(directory)
-        (directory / WHOLE).touch()
+        processes.gathered([])  # all have written their part
+        if processes.is_first():
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._companions.save(directory)
+            settle(directory)
+            (directory / WHOLE).touch()
         self._phases.add("checkpoint", time.monotonic() - self._saving)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
@@ -153,8 +157,9 @@ class Recorder(TrainerCallback):
         return times
 
     def _log(self, row: dict[str, Any], args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        self._run.log({"stage": self._stage.name, "step": state.global_step, **row})
-        self._reporters.send(row, args, state, control)
+        if processes.is_first():
+            self._run.log({"stage": self._stage.name, "step": state.global_step, **row})
+            self._reporters.send(row, args, state, control)
 
 
 def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:

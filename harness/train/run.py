@@ -14,16 +14,18 @@ from transformers.utils import logging as transformers_logging
 
 from harness.env import load_env
 from harness.generate_hf import load_model
-from harness.runs import open_run, write_json, write_text
+from harness.runs import Run, open_run, write_json, write_text
+from harness.train import processes
 from harness.train.adapters import merge
 from harness.train.checkpoint import export, last_resumable, make_newest, step_of, validation_of
-from harness.train.config import MAY_CHANGE, TINY_MODEL, TrainConfig
+from harness.train.config import MAY_CHANGE, TrainConfig
 from harness.train.curves import draw
 from harness.train.failure import Stopped, one_message
 from harness.train.packages import check_packages
 from harness.train.recorder import Recorder, Stop, begin_stage
 from harness.train.reporting import Reporters
 from harness.train.setup import TOKENS, Setup, set_up, stages_of
+from harness.train.sharding import load_whole
 from harness.train.stages import STAGES
 from harness.train.summary import describe, stage_reports
 from harness_trajectories.errors import UserError
@@ -41,7 +43,7 @@ def train(config: TrainConfig, out: Path, fresh: bool = False) -> dict[str, Any]
         GateClosed: RL does not start.
         Stopped: Ctrl-C.
     """
-    with one_message(out):
+    with one_message(out), processes.one_voice():
         return _train(config, out, fresh)
 
 
@@ -53,38 +55,41 @@ def _train(config: TrainConfig, out: Path, fresh: bool) -> dict[str, Any]:
     check_packages(config)
     env = load_env(config.domain)
     existed = out.exists() and not fresh
-    run = open_run(out, "train", config, fresh, MAY_CHANGE)
+    with processes.first_alone():
+        run = open_run(out, "train", config, fresh, MAY_CHANGE) if processes.is_first() else Run(out, resumed=True)
     report = run.path / "report.json"
     if report.is_file():
         print(f"{out} is finished; --fresh trains anew", file=sys.stderr)
         return json.loads(report.read_text())
     try:
-        setup = set_up(config, env, run)
+        with processes.first_alone():
+            setup = set_up(config, env, run)
     except UserError:
-        if not existed:
+        if not existed and processes.is_first():
             shutil.rmtree(out)  # so that the corrected command may use it
         raise
+    setup.replica.place()
     with Stop() as stop:
         _all(setup, stop)
-    return _report(setup)
+    with processes.first_alone():
+        return _report(setup) if processes.is_first() else json.loads(report.read_text())
 
 
 def _all(setup: Setup, stop: Stop) -> None:
     """Every stage that is not finished, each from the best checkpoint of the one before."""
     model, companions, checkpoints = setup.model, setup.companions, setup.checkpoints
     best = checkpoints / "best"  # of the present stage
-    if setup.config.model == TINY_MODEL and not (checkpoints / "base").exists():
-        export(model, companions, checkpoints / "base")
     *first, last = stages_of(setup.config)
     for name in first:
         kept = checkpoints / name  # it is there once the stage is finished
         if not kept.exists():
             _stage(setup, name, stop)
-            if best.exists():
-                best.rename(kept)
-            else:
+            with processes.first_alone():
+                if best.exists():  # for the first
+                    best.rename(kept)
+            if not kept.exists():
                 export(model, companions, kept)
-        model.load_state_dict(load_model(str(kept)).state_dict())
+        load_whole(model, load_model(str(kept)).state_dict())
     _stage(setup, last, stop)
     export(model, companions, checkpoints / "final")
 
@@ -101,8 +106,9 @@ def _stage(setup: Setup, name: str, stop: Stop) -> None:
         resume = last_resumable(setup.resumable(name))
         if resume is not None:
             print(f"{name}: resuming from {resume}", file=sys.stderr)
-        begin_stage(setup.run, name, step_of(resume) if resume else 0, stage.facts)
-        reporters = Reporters(setup.config.report_to, setup.run.path, name)
+        if processes.is_first():
+            begin_stage(setup.run, name, step_of(resume) if resume else 0, stage.facts)
+        reporters = Reporters(setup.config.report_to if processes.is_first() else (), setup.run.path, name)
         every = setup.config.validation.every
         recorder = Recorder(setup.run, stage, setup.companions, stop, every, setup.checkpoints / "best", reporters)
         trainer.add_callback(recorder)

@@ -18,12 +18,14 @@ from harness.env import Env
 from harness.generate_hf import end_tokens, load_model, load_tokenizer
 from harness.prompt import PromptPolicy
 from harness.runs import Run
-from harness.train.checkpoint import Companions
+from harness.train import processes
+from harness.train.checkpoint import Companions, export
 from harness.train.config import TINY_MODEL, TrainConfig
 from harness.train.data import Baselines, Examples, Sample, corpus, load_examples, make_samples
 from harness.train.measure import baseline_means
 from harness.train.prompts import Prompts
 from harness.train.recorder import Figures
+from harness.train.sharding import Replica
 from harness.train.tasks import Tasks, load_tasks
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories.errors import UserError
@@ -40,6 +42,7 @@ class Setup(NamedTuple):
     run: Run
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    replica: Replica
     companions: Companions
     train: Sequence[Sample]
     val: Sequence[Sample]
@@ -73,6 +76,11 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
             raise UserError(
                 f"{name}.unit trajectory trains on answers after the whole history: it needs --context.kind=full and no prompt_loss"
             )
+    if processes.count() > 1 and (config.memory.lora_rank or config.memory.optimizer != "adamw"):
+        raise UserError(
+            f"memory.lora_rank {config.memory.lora_rank}, memory.optimizer {config.memory.optimizer}: in several processes (here "
+            f"{processes.count()}) all weights are trained, by adamw; leave the two out, or train in one process"
+        )
     examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
     config = config.model_copy(update={"env": config.env | examples.env})
     limit = config.max_prompt_tokens
@@ -82,9 +90,10 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
     before = contamination.trained_on(Path(config.model)) if Path(config.model).is_dir() else None
     seen = examples.instances | (tasks.ids if tasks else set()) | (before or frozenset())
     contamination.guard(seen, config.exclude)
-    tokenizer, model = _base(config, run.path / "checkpoints" / "base", examples)
+    made = run.path / "checkpoints" / "base"
+    tokenizer, model = _base(config, made, examples)
     cuts: Counter[str] = Counter()
-    prompts = Prompts(tokenizer, run.path / TOKENS)
+    prompts = Prompts(tokenizer, run.path / TOKENS, read_only=not processes.is_first())
     train = make_samples(examples.train, examples.systems, prompts, limit, cuts)
     val = make_samples(_some(examples.val, config.validation.steps, config.seed), examples.systems, prompts, limit, cuts)
     if cuts["prompts"]:
@@ -99,8 +108,10 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
         data |= {"dataset": tasks.plan.config.dataset, "train_tasks": len(tasks.train), "val_tasks": len(tasks.val)}
     data["seconds"] = round(time.monotonic() - started, 1)
     companions = Companions(tokenizer, policy, frozenset(seen))
+    if config.model == TINY_MODEL and not made.exists():
+        export(model, companions, made)
     figures = baseline_means(val or train[:200], baselines) if train else {}
-    return Setup(config, run, tokenizer, model, companions, train, val, baselines, figures, tasks, data)
+    return Setup(config, run, tokenizer, model, Replica(model, _device(config)), companions, train, val, baselines, figures, tasks, data)
 
 
 def stages_of(config: TrainConfig) -> list[str]:
@@ -126,7 +137,7 @@ def _base(config: TrainConfig, made: Path, examples: Examples) -> tuple[PreTrain
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else train_tokenizer(corpus(examples), config.tiny.vocabulary)
         model = build_model(config.tiny, tokenizer, config.seed)
     model.generation_config.eos_token_id = end_tokens(tokenizer, model)
-    return tokenizer, model.to(_device(config))
+    return tokenizer, model
 
 
 def _dtype(config: TrainConfig) -> torch.dtype:

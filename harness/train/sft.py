@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from harness.train import processes
 from harness.train.adapters import adapter_config
 from harness.train.config import Memory, Supervised
 from harness.train.data import Sample, order, step_count
@@ -24,6 +25,7 @@ from harness.train.failure import Finite
 from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.phases import Phases
 from harness.train.prompts import Prompt, encoder
+from harness.train.sharding import Shardable
 from harness_trajectories.errors import UserError
 
 IGNORED = -100
@@ -119,7 +121,7 @@ def _answers(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> I
             yield array("I", [*answer, tokenizer.eos_token_id])
 
 
-class OrderedSFTTrainer(Finite, SFTTrainer):
+class OrderedSFTTrainer(Shardable, Finite, SFTTrainer):
     """SFTTrainer that takes its data in the order in which they stand, so that a resumed run goes on at the same place.
 
     `create_model_card` writes nothing: a run folder explains itself.
@@ -174,10 +176,9 @@ def sft_trainer(
         folder: for resumable checkpoints, one every `every` steps.
 
     Raises:
-        UserError: `micro_batch` does not divide `batch`.
+        UserError: `micro_batch` of all processes does not divide `batch`.
     """
-    if options.batch % options.micro_batch:
-        raise UserError(f"micro_batch {options.micro_batch} does not divide batch {options.batch}")
+    passes = forward_passes(options.batch, options.micro_batch, "batch")
     steps = step_count(len(sequences), options.batch, options.epochs, options.max_steps)
     places = order(sequences.lengths, options.batch, steps, seed)
     lengths = [sequences.lengths[place] for place in places]
@@ -190,7 +191,7 @@ def sft_trainer(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=options.micro_batch,
-        gradient_accumulation_steps=options.batch // options.micro_batch,
+        gradient_accumulation_steps=passes,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
         warmup_steps=round(options.warmup_ratio * steps),
@@ -217,6 +218,22 @@ def sft_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def forward_passes(batch: int, micro_batch: int, name: str) -> int:
+    """Forward and backward passes of a process for one optimizer step.
+
+    Args:
+        name: what `batch` is called.
+
+    Raises:
+        UserError: the processes' micro-batches do not divide it.
+    """
+    at_once = micro_batch * processes.count()
+    if batch % at_once:
+        told = f"micro_batch {micro_batch}" + (f" × {processes.count()} processes" if processes.count() > 1 else "")
+        raise UserError(f"{told} does not divide {name} {batch}")
+    return batch // at_once
 
 
 def _always(device: torch.device) -> bool:

@@ -13,7 +13,9 @@ from harness.generate_hf import end_tokens
 from harness.play import terminable
 from harness.reward_pool import RewardPool
 from harness.sandbox_open import Sandboxes
+from harness.train import processes
 from harness.train.checkpoint import last_resumable
+from harness.train.config import TrainConfig
 from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players
 from harness.train.failure import during
@@ -70,12 +72,12 @@ def srl(setup: Setup, name: str) -> Iterator[Stage]:
         end = end_tokens(setup.tokenizer, setup.model)
         completions = setup.run.path / "completions"
         source = StepRollouts(
-            setup.train, setup.baselines, setup.tokenizer, end, options, completions, config.samples_logged, pool, Phases()
+            setup.train, setup.baselines, setup.tokenizer, end, options, completions, _logged(config), config.seed, pool, Phases()
         )
         folder = setup.resumable(name)
         set_seed(config.seed)
         trainer = reinforced_trainer(
-            setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory
+            setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
         )
         facts = _gate(setup, name, trainer)
         yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
@@ -95,11 +97,11 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
     with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes, RewardPool() as pool:
         end = end_tokens(setup.tokenizer, setup.model)
         players = Players(tasks.plan, setup.tokenizer, end, played.workers, sandboxes, sandboxes.close)
-        source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", config.samples_logged, Phases())
+        source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", _logged(config), Phases())
         folder = setup.resumable(name)
         set_seed(config.seed)
         trainer = reinforced_trainer(
-            setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory
+            setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
         )
         on_steps = _on_steps(setup, pool)
 
@@ -130,6 +132,11 @@ def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
     return {f"gate_{figure}": value for figure, value in gate.items()}
 
 
+def _logged(config: TrainConfig) -> int:
+    """Samples that this process keeps."""
+    return config.samples_logged if processes.is_first() else 0
+
+
 def _on_steps(setup: Setup, pool: RewardPool) -> Callable[[], Figures] | None:
     """Validation on the held-out steps."""
     if not setup.val:
@@ -138,7 +145,8 @@ def _on_steps(setup: Setup, pool: RewardPool) -> Callable[[], Figures] | None:
 
     def measure() -> Figures:
         with during("while validating"):
-            found = validate(setup.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch, pool)
+            setup.replica.refresh()
+            found = validate(setup.replica.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch, pool)
         return found | setup.baseline_figures
 
     return measure

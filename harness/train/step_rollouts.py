@@ -15,7 +15,7 @@ from harness.reward_pool import Candidate, RewardPool
 from harness.runs import write_text
 from harness.train.config import Reinforced
 from harness.train.data import Baselines, Sample
-from harness.train.engine import Engine
+from harness.train.engine import Engine, completion_seeds
 from harness.train.measure import baseline_means, summary
 from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
@@ -38,6 +38,7 @@ class StepRollouts:
     Args:
         end: tokens that end a completion.
         folder: where the completions of each step are kept, `logged` of them.
+        seed: of the sampling.
         pool: scores completions; one that hangs or crashes there has no reward, and is named.
     """
 
@@ -50,6 +51,7 @@ class StepRollouts:
         options: Reinforced,
         folder: Path,
         logged: int,
+        seed: int,
         pool: RewardPool,
         phases: Phases,
     ) -> None:
@@ -63,6 +65,7 @@ class StepRollouts:
         self._options = options
         self._folder = folder
         self._logged = logged
+        self._seed = seed
         self._pool = pool
         self.phases = phases
         self._step = 0
@@ -74,7 +77,7 @@ class StepRollouts:
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         """A group for each sample; equal completions of a sample are scored once."""
         prompts = [self._samples[item].prompt.ids() for item in items]
-        sampled = engine.sample(prompts, copies=self.rollouts)
+        sampled = engine.sample(prompts, copies=self.rollouts, seeds=completion_seeds(self._seed, places, self.rollouts))
         texts = [self._tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True) for group in sampled]
         different = list(dict.fromkeys((item, text) for item, group in zip(items, texts, strict=True) for text in group))
         given = [Candidate((one := self._samples[item]).id, text, one.expert, one.wire) for item, text in different]

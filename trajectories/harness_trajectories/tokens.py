@@ -38,12 +38,13 @@ class TokenStore:
         encode: the token ids of each text of a batch. It is called from another thread too, by one at a time.
         tokenizer: everything that `encode` depends on, as text (a tokenizer.json).
         vocabulary: ids are smaller than this; up to 65,536 a token takes 2 bytes, else 4.
+        read_only: take up what was saved, beside any other process, and add nothing.
 
     Raises:
         UserError: another process writes there.
     """
 
-    def __init__(self, directory: Path, encode: Encode, tokenizer: str, vocabulary: int) -> None:
+    def __init__(self, directory: Path, encode: Encode, tokenizer: str, vocabulary: int, read_only: bool = False) -> None:
         self._directory = directory
         self._encode = encode
         self._kind = "H" if vocabulary <= _NARROW else "I"
@@ -55,15 +56,13 @@ class TokenStore:
         self._characters = 0
         self._worker = ThreadPoolExecutor(1, "tokenising")
         self._work: Future[tuple[array[int], list[int]]] | None = None
+        self._read_only = read_only
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = (directory / TOKENS).open("a+b")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{directory} is being written by another process; wait for it, or give this one another folder") from None
-        if not self._load():
-            (directory / INDEX).unlink(missing_ok=True)  # before the tokens that it speaks of are written over
-        self._file.truncate(self._ends[-1] * self._width)
+        self._file = (directory / TOKENS).open("rb" if read_only else "a+b")
+        if read_only:
+            assert self._load(), f"nothing of this tokenizer was saved in {directory}"
+        else:
+            self._take_over()
         self._tokens: NDArray[Any] = self._map()
 
     def __len__(self) -> int:
@@ -116,6 +115,8 @@ class TokenStore:
     def save(self) -> None:
         """Make what was added last: the tokens reach the disk before the index that speaks of them is put in its place."""
         self._flush()
+        if self._read_only:
+            return
         os.fsync(self._file.fileno())
         temporary = self._directory / f".{INDEX}.{os.getpid()}"
         digests = np.frombuffer(b"".join(self._numbers), np.uint8)
@@ -126,6 +127,17 @@ class TokenStore:
     @property
     def _width(self) -> int:
         return np.dtype(self._kind).itemsize
+
+    def _take_over(self) -> None:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{self._directory} is being written by another process; wait for it, or give this one another folder"
+            ) from None
+        if not self._load():
+            (self._directory / INDEX).unlink(missing_ok=True)  # before the tokens that it speaks of are written over
+        self._file.truncate(self._ends[-1] * self._width)
 
     def _take(self) -> list[str]:
         waiting, self._waiting, self._characters = self._waiting, [], 0
@@ -142,6 +154,7 @@ class TokenStore:
         return tokens, lengths
 
     def _write(self, tokens: array[int], lengths: list[int]) -> None:
+        assert not self._read_only, f"{len(lengths)} texts are not in the store"
         self._file.write(tokens)
         self._file.flush()
         for length in lengths:
