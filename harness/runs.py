@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +39,8 @@ PACKAGES = (
     "vllm",
     "swebench",
 )
+TEMPORARY = re.compile(r"\..+\.\d+\.\d{6,}")
+"""The name of a file that `write_text` has not finished."""
 
 
 class Run:
@@ -83,6 +86,9 @@ def open_run(path: Path, command: str, config: BaseModel, fresh: bool = False, m
                 + "\n  ".join(refused)
                 + "\nUse the same options to resume it, another --out for a new run, or --fresh to move it aside."
             )
+        for torn in path.rglob(".*.*.*"):
+            if TEMPORARY.fullmatch(torn.name):
+                torn.unlink()
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out takes a folder")
     path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """`harness` commands in forked children of one process that has imported everything: a start costs a tenth of a second, not seven.
 
-As a program: reads lines of JSON ([arguments, log file, event]), forks, answers with the child's process id and, when it has ended, with
-its exit status as `subprocess` gives it. A child with an `event` kills itself with SIGKILL just before its n-th change of a file or folder.
+As a program: reads lines of JSON ([arguments, log file, kill]), forks, answers with the child's process id and, when it has ended, with its
+exit status as `subprocess` gives it. With a kill, [part, n], the child ends by SIGKILL just before the n-th change of files or folders that
+have this part in their path.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
-"""Of Python's audit events, those of a changing file or folder; of `open` only where it writes."""
+CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+"""Python's audit events of a change, besides those `open` that write."""
 
 
 class Forked:
@@ -32,10 +33,10 @@ class Forked:
         self._server.stdin.close()
         self._server.wait()
 
-    def start(self, arguments: Sequence[str | Path], log: Path, event: int | None = None) -> int:
+    def start(self, arguments: Sequence[str | Path], log: Path, kill: tuple[str, int] | None = None) -> int:
         """The child's process id. Its output goes to `log`."""
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps([[*map(str, arguments)], str(log), event]) + "\n")
+        self._server.stdin.write(json.dumps([[*map(str, arguments)], str(log), kill]) + "\n")
         self._server.stdin.flush()
         return self._read()
 
@@ -49,37 +50,36 @@ class Forked:
 
 
 def _serve() -> None:
+    import matplotlib.pyplot  # noqa: F401
+
     import harness.train.run  # noqa: F401
     from harness import cli
 
-    answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        arguments, log, event = json.loads(line)
+        arguments, log, kill = json.loads(line)
         child = os.fork()
         if child == 0:
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            if event is not None:
-                _die_at(event)
+            if kill is not None:
+                _die_at(*kill)
             sys.argv = ["harness", *arguments]
             cli.main()
-        print(child, file=answers, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _die_at(event: int) -> None:
-    left = event
+def _die_at(part: str, count: int) -> None:
+    left = count
 
-    def hook(name: str, details: tuple[object, ...]) -> None:
+    def hook(event: str, details: tuple[object, ...]) -> None:
         nonlocal left
-        if name not in CHANGES:
-            return
-        if name == "open" and not (isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR)):
-            return
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        writes = event == "open" and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and part in str(details[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
 

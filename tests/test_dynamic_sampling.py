@@ -1,7 +1,7 @@
-"""Dynamic sampling with refill: which groups a batch holds, what the update is paid for, and resume after kills.
+"""Dynamic sampling with refill: which groups a batch holds, and what the update is paid for. Its resume is in `test_resume.py`.
 
-References: the definition in arXiv 2510.25992 (keep a prompt only if the deviation of its rewards exceeds ε, sample on until the batch is
-full), applied here by hand to the rewards that were given out; and an uninterrupted run.
+The reference is the definition in arXiv 2510.25992 (keep a prompt only if the deviation of its rewards exceeds ε, sample on until the batch
+is full), applied here by hand to the rewards that were given out.
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ from __future__ import annotations
 import inspect
 import random
 import statistics
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-import test_train
 import test_train_grpo
 import torch
-import training_corpus
-from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from harness.runs import read_jsonl
 from harness.train.config import Reinforced
 from harness.train.failure import TrainingFailed
 from harness.train.rollouts import Rollout, Turn
@@ -179,33 +173,3 @@ def test_trl_calls_what_is_overridden_as_it_did() -> None:
     assert (
         preparing.index("_generate_and_score_completions") < preparing.index("shuffle_sequence_dict") < preparing.index("split_tensor_dict")
     )
-
-
-@pytest.mark.slow
-def test_a_run_killed_several_times_ends_with_the_weights_of_a_whole_one(tmp_path: Path) -> None:
-    data = training_corpus.write(tmp_path)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [*test_train._srl_command(data, killed), "--checkpoint_every=2", "--srl.dynamic_sampling=true", "--srl.max_tries=200"]
-    done = subprocess.run([str(whole) if part == str(killed) else part for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rng = random.Random(5)
-    kills = 0
-    for step in (2, 6, 11, 17):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        test_train._wait_for_step(killed, step, process, stage="srl")
-        time.sleep(rng.uniform(0, 0.3))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.wait()
-    assert kills >= 2
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [[row for row in read_jsonl(run / "metrics.jsonl") if row["stage"] == "srl" and "frontier" in row] for run in (whole, killed)]
-    names = ("step", "tried", "frontier", "reward", "loss")
-    assert [[row[name] for name in names[:3]] for row in rows[0]] == [[row[name] for name in names[:3]] for row in rows[1]]
-    assert sum(row["tried"] for row in rows[1]) == rows[1][-1]["frontier"]
-    assert any(row["tried"] > 2 for row in rows[1])
-    weights = [load_file(run / "checkpoints" / "final" / "model.safetensors") for run in (whole, killed)]
-    for name, tensor in weights[0].items():
-        assert (tensor - weights[1][name]).abs().max() < 1e-6, name

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import training_corpus
-from safetensors.torch import load_file
 
 from harness import cli, contamination
 from harness.generate_hf import load_model, load_tokenizer
@@ -128,23 +127,6 @@ def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path, data: Path) -
     assert _steps(run) == list(range(1, 41))
 
 
-@pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, data: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert subprocess.run(_srl_command(data, whole), capture_output=True).returncode == 0
-    process = subprocess.Popen(_srl_command(data, killed), stderr=subprocess.DEVNULL)
-    _wait_for_step(killed, 7, process, stage="srl")
-    process.kill()
-    process.wait()
-    done = subprocess.run(_srl_command(data, killed), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stderr
-    assert _steps(killed, "srl") == list(range(1, 25))
-    weights = [load_file(run / "checkpoints" / "final" / "model.safetensors") for run in (whole, killed)]
-    for name, tensor in weights[0].items():
-        assert (tensor - weights[1][name]).abs().max() < 1e-6, name
-
-
 def test_bad_input_is_one_message(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     cases = {
@@ -204,12 +186,6 @@ def test_srl_steps_on_real_claude_trajectories_with_the_real_qwen_tokenizer(
 def _sft_command(data: Path, run: Path, steps: int) -> list[str]:
     options = ["--method", "sft", f"--sft.max_steps={steps}", "--sft.batch=8", "--sft.micro_batch=8", "--sft.epochs=100"]
     return _command(data, run, *options)
-
-
-def _srl_command(data: Path, run: Path) -> list[str]:
-    options = ["--warmup.max_steps=40", "--warmup.batch=8", "--warmup.micro_batch=8", "--warmup.epochs=100", "--warmup.learning_rate=1e-2"]
-    options += ["--srl.max_steps=24", "--srl.prompts=2", "--srl.rollouts=4", "--srl.micro_batch=8", "--srl.max_completion_tokens=48"]
-    return _command(data, run, *options, *OPEN_GATE)
 
 
 def _command(data: Path, run: Path, *options: str) -> list[str]:

@@ -30,7 +30,7 @@ from harness.generate_hf import load_model, load_tokenizer
 from harness.prompt import PromptPolicy
 from harness.reward_pool import RewardPool
 from harness.runs import read_jsonl
-from harness.train import checkpoint, engine, failure, grpo, setup, stages
+from harness.train import checkpoint, engine, failure, grpo, run, setup
 
 STEPS = 6
 SRL = (
@@ -278,7 +278,7 @@ def test_a_reward_that_hangs_once_costs_a_sample_and_always_ends_the_run(
         return call(worker, given, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "RewardPool", functools.partial(RewardPool, limit=0.2))
+        patch.setattr(run, "RewardPool", functools.partial(RewardPool, limit=0.2))
         patch.setattr(reward_pool, "GIVE_UP", 2)
         patch.setattr(pool._Worker, "call", stopping)
         assert command(*SRL) == 1

@@ -15,8 +15,8 @@ from torch import Tensor
 from harness.train.checkpoint import WHOLE, step_of
 from harness_trajectories.errors import UserError
 
-FULL = ("no space left", "disk quota", "os error 28", "os error 122", "inline_container", "pytorchstreamwriter")
-"""What OSError, safetensors and torch.save say where a disk is full; torch speaks of its container alone."""
+FULL = ("no space left", "disk quota", "os error 28", "os error 122", "unexpected pos", "pytorchstreamwriter")
+"""What OSError, safetensors and torch.save say where a disk is full; torch says no more than that its file is shorter than it should be."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 NAMED = 16
 """Samples that a message names."""
@@ -62,16 +62,17 @@ def one_message(run: Path) -> Iterator[None]:
 
 
 def _told(error: Exception, run: Path) -> str:
-    message = str(error).strip().split("\n")[0][:600].removesuffix(".") or "no reason given"
     if isinstance(error, TrainingFailed):
-        return message
+        return str(error)
+    message = str(error).strip().split("\n")[0][:600].removesuffix(".") or "no reason given"
     chain: list[BaseException] = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(earlier)
     said = " ".join(map(str, chain)).lower()
     if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for one in chain) or any(words in said for words in FULL):
+        there = next(path for path in (run, *run.absolute().parents) if path.exists())
         return (
-            f"the disk of {run} is full ({shutil.disk_usage(run).free / 1e6:.1f} MB free; {message}). The checkpoints before are whole. "
+            f"the disk of {run} is full ({shutil.disk_usage(there).free / 1e6:.1f} MB free; {message}). The checkpoints before are whole. "
             "Free some space there"
         )
     if isinstance(error, MemoryError) or any(words in said for words in MEMORY):
@@ -86,7 +87,10 @@ def _resumes(run: Path) -> str:
     whole = max(run.glob(f"checkpoints/resume/*/checkpoint-*/{WHOLE}"), key=lambda file: file.stat().st_mtime, default=None)
     if whole is None:
         return "begins the stage again"
-    return f"goes on from step {step_of(whole.parent)} of {whole.parent.parent.name}"
+    stage = whole.parent.parent.name
+    if (run / "checkpoints" / stage).exists():
+        return f"goes on after {stage}, which is finished"
+    return f"goes on from step {step_of(whole.parent)} of {stage}"
 
 
 class Finite:

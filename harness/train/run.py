@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from harness.env import load_env
 from harness.generate_hf import load_model
+from harness.reward_pool import RewardPool
 from harness.runs import Run, open_run, write_json, write_text
 from harness.train import processes
 from harness.train.adapters import merge
@@ -60,6 +61,7 @@ def _train(config: TrainConfig, out: Path, fresh: bool) -> dict[str, Any]:
     report = run.path / "report.json"
     if report.is_file():
         print(f"{out} is finished; --fresh trains anew", file=sys.stderr)
+        _clean(run)
         return json.loads(report.read_text())
     try:
         with processes.first_alone():
@@ -69,13 +71,13 @@ def _train(config: TrainConfig, out: Path, fresh: bool) -> dict[str, Any]:
             shutil.rmtree(out)  # so that the corrected command may use it
         raise
     setup.replica.place()
-    with Stop() as stop:
-        _all(setup, stop)
+    with Stop() as stop, RewardPool() as pool:
+        _all(setup, pool, stop)
     with processes.first_alone():
         return _report(setup) if processes.is_first() else json.loads(report.read_text())
 
 
-def _all(setup: Setup, stop: Stop) -> None:
+def _all(setup: Setup, pool: RewardPool, stop: Stop) -> None:
     """Every stage that is not finished, each from the best checkpoint of the one before."""
     model, companions, checkpoints = setup.model, setup.companions, setup.checkpoints
     best = checkpoints / "best"  # of the present stage
@@ -83,25 +85,25 @@ def _all(setup: Setup, stop: Stop) -> None:
     for name in first:
         kept = checkpoints / name  # it is there once the stage is finished
         if not kept.exists():
-            _stage(setup, name, stop)
+            _stage(setup, pool, name, stop)
             with processes.first_alone():
                 if best.exists():  # for the first
                     best.rename(kept)
             if not kept.exists():
                 export(model, companions, kept)
         load_whole(model, load_model(str(kept)).state_dict())
-    _stage(setup, last, stop)
+    _stage(setup, pool, last, stop)
     export(model, companions, checkpoints / "final")
 
 
-def _stage(setup: Setup, name: str, stop: Stop) -> None:
+def _stage(setup: Setup, pool: RewardPool, name: str, stop: Stop) -> None:
     """Train to the end of a stage, from its last whole checkpoint where there is one.
 
     Raises:
         GateClosed: RL does not start.
         Stopped: Ctrl-C; a checkpoint was written.
     """
-    with STAGES[name](setup, name) as stage:
+    with STAGES[name](setup, pool, name) as stage:
         trainer, steps = stage.trainer, stage.trainer.args.max_steps
         resume = last_resumable(setup.resumable(name))
         if resume is not None:
@@ -124,7 +126,7 @@ def _stage(setup: Setup, name: str, stop: Stop) -> None:
 
 
 def _report(setup: Setup) -> dict[str, Any]:
-    """Write report.json and report.md, and take away what only a run under way needs."""
+    """Write report.md and then report.json, which says that the run is finished; take away what only a run under way needs."""
     config, run, checkpoints = setup.config, setup.run, setup.checkpoints
     best = checkpoints / "best"
     report: dict[str, Any] = {
@@ -146,6 +148,11 @@ def _report(setup: Setup) -> dict[str, Any]:
     report["plots"] = [str(path.relative_to(run.path)) for path in draw(run)]
     write_text(run.path / "report.md", describe(run, report))
     write_json(run.path / "report.json", report)
-    for folder in (checkpoints / "resume", run.path / TOKENS):
-        shutil.rmtree(folder, ignore_errors=True)
+    _clean(run)
     return report
+
+
+def _clean(run: Run) -> None:
+    """Take away what only a run under way needs."""
+    for folder in (run.path / "checkpoints" / "resume", run.path / TOKENS):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 
 
 @contextmanager
-def supervised(setup: Setup, name: str) -> Iterator[Stage]:
+def supervised(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     """`warmup` or `sft`: the options are those of that name."""
     config = setup.config
     options = {"warmup": config.warmup, "sft": config.sft}[name]
@@ -56,35 +56,33 @@ def supervised(setup: Setup, name: str) -> Iterator[Stage]:
     folder = setup.resumable(name)
     trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, folder, config.seed, config.checkpoint_every, config.memory)
     facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}
-    with RewardPool() as pool:
-        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts=facts)
+    yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts=facts)
 
 
 @contextmanager
-def srl(setup: Setup, name: str) -> Iterator[Stage]:
+def srl(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     """RL on the similarity of single steps.
 
     Raises:
         GateClosed: RL does not start.
     """
     config, options = setup.config, setup.config.srl
-    with RewardPool() as pool:
-        end = end_tokens(setup.tokenizer, setup.model)
-        completions = setup.run.path / "completions"
-        source = StepRollouts(
-            setup.train, setup.baselines, setup.tokenizer, end, options, completions, _logged(config), config.seed, pool, Phases()
-        )
-        folder = setup.resumable(name)
-        set_seed(config.seed)
-        trainer = reinforced_trainer(
-            setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
-        )
-        facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
+    end = end_tokens(setup.tokenizer, setup.model)
+    completions = setup.run.path / "completions"
+    source = StepRollouts(
+        setup.train, setup.baselines, setup.tokenizer, end, options, completions, _logged(config), config.seed, pool, Phases()
+    )
+    folder = setup.resumable(name)
+    set_seed(config.seed)
+    trainer = reinforced_trainer(
+        setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
+    )
+    facts = _gate(setup, name, trainer)
+    yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
 
 
 @contextmanager
-def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
+def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     """RL on the outcome of episodes.
 
     Raises:
@@ -94,7 +92,7 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
     config, tasks = setup.config, setup.tasks
     assert tasks is not None
     played = config.episodes
-    with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes, RewardPool() as pool:
+    with terminable(), closing(Sandboxes(played.sandbox, played.base_image, tasks.plan.images)) as sandboxes:
         end = end_tokens(setup.tokenizer, setup.model)
         players = Players(tasks.plan, setup.tokenizer, end, played.workers, sandboxes, sandboxes.close)
         source = EpisodeRollouts(tasks.train, players, config.rlvr, setup.run.path / "episodes", _logged(config), Phases())
@@ -113,7 +111,7 @@ def rlvr(setup: Setup, name: str) -> Iterator[Stage]:
         yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
 
 
-STAGES: Mapping[str, Callable[[Setup, str], AbstractContextManager[Stage]]] = {
+STAGES: Mapping[str, Callable[[Setup, RewardPool, str], AbstractContextManager[Stage]]] = {
     "warmup": supervised,
     "sft": supervised,
     "srl": srl,
