@@ -15,10 +15,12 @@ import torch
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -77,6 +79,18 @@ def load_model(source: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
         return AutoModelForCausalLM.from_pretrained(checkpoint_folder(source, WEIGHT_FILES), dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"no model can be loaded from {source}: {first_line(error)}. {ALLOWED}") from error
+
+
+def load_config(source: str) -> PretrainedConfig:
+    """What the model of a checkpoint folder or hub id is like; its weights are not fetched.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    try:
+        return AutoConfig.from_pretrained(checkpoint_folder(source, ("config.json",)))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"no model configuration can be loaded from {source}: {first_line(error)}. {ALLOWED}") from error
 
 
 def checkpoint_folder(source: str, needed: Sequence[str]) -> Path:

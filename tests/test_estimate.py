@@ -1,4 +1,4 @@
-"""Estimates against figures from elsewhere: transformers' and peft's counts, what autograd keeps, an optimizer's states, a measured peak."""
+"""Estimates against figures from elsewhere: transformers' and peft's counts, what autograd and optimizers keep, a measured peak."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from harness.train import estimate
-from harness.train.config import Memory, TinyModel
-from harness.train.estimate import CARDS, GB, Shape, Work, shape_of
+from harness.train.config import Memory, Reinforced, TinyModel
+from harness.train.estimate import CARDS, Shape, Work, shape_of
 from harness.train.packing import prefix_tree
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories.errors import UserError
@@ -166,7 +166,7 @@ def test_the_cache_is_what_generation_keeps() -> None:
 
 
 MEASURED = """
-import resource, sys, torch
+import sys, torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from harness.train.packed_loss import accept_trees, tree_logps
 checkpointed = sys.argv[1] == "1"
@@ -184,11 +184,13 @@ def step(size):
     optimizer.step()
     optimizer.zero_grad()
 step(8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 step(1)
 prompt *= 4
 step(1000)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print((peak() - before) * 1024)
 """
 
 
@@ -209,25 +211,40 @@ def test_the_peak_of_an_update_is_at_most_what_was_estimated(checkpointed: bool,
 
 def test_floors_for_a_thousand_items_of_8000_tokens(qwen: Shape) -> None:
     """Figures worked out by hand at 790 TFLOP/s and 4.8 TB/s: P = 8192, C = 500, G = 8."""
-    prompt, completion, copies, card = 8192, 500, 8, CARDS[1]
+    prompt, card = 8192, CARDS[1]
     matmul = 28 * (2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     assert qwen.matmul == matmul
     reading = 2 * matmul * prompt + 2 * 28 * 3584 * prompt**2
     once = estimate.forward_operations(qwen, Work(prompt, prompt**2 / 2, 0))
     assert once == reading
-    assert 1000 * once / card.matmul == pytest.approx(152, rel=0.01)
     assert 8000 * once / card.matmul == pytest.approx(1219, rel=0.01)
-    alone, shared = (
-        1000 * estimate.update_operations(qwen, how(prompt, completion, copies), False, False) / card.matmul
-        for how in (estimate.sequences, estimate.tree)
-    )
-    assert alone == pytest.approx(4000, rel=0.05)
-    assert shared == pytest.approx(741, rel=0.05)
-    batch = estimate.largest_batch(qwen, card, prompt, completion)
-    decoded = estimate.decode_seconds(
-        qwen, card, 1000 * copies * completion, prompt, completion, batch, estimate.cached_bytes(qwen, LORA, True)
-    )
-    assert decoded == pytest.approx(470, rel=0.05)
+    stock = Reinforced(prompts=1000, rollouts=8, micro_batch=8)
+    found = {}
+    for shared in (False, True):
+        step = estimate.reinforced_step([prompt], [500], stock, shared)
+        found[shared] = estimate.step_seconds(qwen, card, step, FULL, False)
+    assert found[False]["update"] == pytest.approx((4000, 741), rel=0.05)
+    assert found[True]["update"] == pytest.approx((741, 741), rel=0.05)
+    assert found[True]["reading"] == pytest.approx((152, 152), rel=0.01)
+    assert found[True]["decoding"][1] == pytest.approx(470, rel=0.05)
+    assert found[True]["decoding"][0] > 1.4 * found[True]["decoding"][1]  # keys in float32, a smaller batch
+    again = estimate.step_seconds(qwen, card, step, FULL, True)["update"]
+    assert again == pytest.approx((4 / 3 * found[True]["update"][0], found[True]["update"][1]))
+    frozen = estimate.step_seconds(qwen, card, step, LORA, False)["update"]
+    assert frozen == pytest.approx(tuple(2 / 3 * value for value in found[True]["update"]))
+
+
+def test_a_group_in_several_micro_batches_is_shared_within_each(qwen: Shape) -> None:
+    options = Reinforced(prompts=3, rollouts=8, micro_batch=2, sample_batch=64)
+    step = estimate.reinforced_step([100, 300], [10, 30], options, True)
+    assert step.forwarded.tokens == 3 * 4 * (200 + 2 * 20)
+    assert step.unshared.tokens == 3 * 8 * (200 + 20)
+    assert step.shared.tokens == 3 * (200 + 8 * 20)
+    assert (step.sampled, step.read.tokens, step.batch) == (3 * 8 * 20, 3 * 200, 24)
+    supervised = estimate.supervised_step([100, 300], [10, 30], 64)
+    assert supervised.forwarded.tokens == 64 * 220
+    assert supervised.forwarded.scored == 64 * 20
+    assert supervised.sampled == 0
 
 
 def test_tokens_of_a_tree_are_those_that_are_forwarded() -> None:
@@ -236,4 +253,3 @@ def test_tokens_of_a_tree_are_those_that_are_forwarded() -> None:
     work = estimate.tree(3, 2, 4)
     assert (work.tokens, work.scored) == (len(made.tokens), len(made.targets))
     assert estimate.sequences(3, 2, 4).tokens == made.unshared
-    assert estimate.mean([Work(1, 2, 3), Work(3, 4, 5)]) == Work(2, 3, 4)

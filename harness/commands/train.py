@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from harness.commands.output import emit, note
 
 if TYPE_CHECKING:
     from harness.env import Env
+    from harness.train.config import TrainConfig
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "swe": {
@@ -56,6 +59,14 @@ def train(
     out: Path | None = typer.Option(None, help="Run folder; the same command into it resumes it.  [default: runs/train-DOMAIN-METHOD]"),
     fresh: bool = typer.Option(False, "--fresh", help="Begin anew; the old folder is moved aside."),
     config: Path | None = typer.Option(None, help="YAML file of options, such as configs/swe-srl.yaml."),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Only say what the run would cost: memory by part, tokens and operations of a step, hours. Loads no weights.",
+    ),
+    device_gb: float | None = typer.Option(
+        None, min=1.0, help="With --dry-run: for a GPU of so much memory.  [default: the device that would be used here]"
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Train a model. Further options: --srl.learning_rate=1e-6, --warmup.epochs=4, --episodes.workers=8, --env.x=y …"""
@@ -67,8 +78,6 @@ def train(
     from harness.train import processes
     from harness.train.config import TrainConfig, defaults, is_tiny
     from harness.train.failure import GateClosed, Stopped, TrainingFailed
-    from harness.train.run import train as run
-    from harness.train.summary import table
 
     env = load_env(domain)
     given = {"domain": domain, "method": method, "model": model, "tokenizer": tokenizer, "data": data or None, "exclude": exclude or None}
@@ -83,6 +92,9 @@ def train(
         note("tiny preset: a model of a few million parameters on short prompts")
     base = {**defaults(env, str(chosen["model"])), **chosen}
     options = resolve(TrainConfig, config, overrides, base)
+    if dry_run:
+        _say_cost(options, env, device_gb, as_json)
+        return
     if "data" not in named and options.data == (str(_folder(domain)),):
         with processes.first_alone():
             _generated(domain, env)
@@ -90,7 +102,11 @@ def train(
         out = Path("runs") / f"train-{_slug(domain)}-{options.method}"
         note(f"--out not given: {out}")
     try:
-        report = run(options, out, fresh)
+        with redirect_stdout(sys.stderr):  # what packages print; the result stands alone
+            from harness.train.run import train as run
+            from harness.train.summary import table
+
+            report = run(options, out, fresh)
     except (GateClosed, TrainingFailed) as end:
         if os.environ.get("HARNESS_DEBUG"):
             raise
@@ -100,6 +116,16 @@ def train(
         note(str(end))
         raise typer.Exit(130) from None
     emit(report, as_json, f"{table(report)}\ncheckpoint: {report['checkpoint']}\nreport: {out / 'report.md'}")
+
+
+def _say_cost(options: TrainConfig, env: type[Env], device_gb: float | None, as_json: bool) -> None:
+    from harness.commands.cost import cost_text
+
+    with redirect_stdout(sys.stderr):
+        from harness.train.dry_run import dry_run
+
+        cost = dry_run(options, env, device_gb)
+    emit(cost, as_json, cost_text(cost))
 
 
 def _model_and_data(domain: str, named: Mapping[str, Any]) -> dict[str, Any]:

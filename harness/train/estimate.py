@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from harness.train.config import Memory
+from harness.train.config import Memory, Reinforced
 from harness.train.packed_loss import LOGITS_AT_ONCE
 from harness_trajectories.errors import UserError
 
@@ -201,10 +201,6 @@ class Work(NamedTuple):
     """Whose logits are computed."""
 
 
-def mean(works: Sequence[Work]) -> Work:
-    return Work(*(sum(values) / len(works) for values in zip(*works, strict=True)))
-
-
 def sequences(prompt: float, completion: float, copies: int) -> Work:
     """Each sequence by itself."""
     length = prompt + completion
@@ -226,18 +222,82 @@ def update_operations(shape: Shape, work: Work, adapters: bool, checkpointed: bo
     return forward_operations(shape, work) * (1 + (1 if adapters else 2) + checkpointed)
 
 
-def decode_seconds(shape: Shape, card: Card, tokens: float, prompt: float, completion: float, batch: float, cached: float) -> float:
-    """For so many tokens, `batch` completions growing at once: each token reads its cache, and shares the weights with the batch's.
+class Step(NamedTuple):
+    """What an optimizer step does."""
+
+    forwarded: Work
+    """In the update, by this run."""
+    unshared: Work
+    """The same with every sequence by itself."""
+    shared: Work
+    """The same with everything that the sequences of a group begin with once."""
+    read: Work
+    """Prompts before sampling."""
+    sampled: float
+    """Tokens."""
+    prompt: float
+    completion: float
+    """Tokens of a sampled one, on average."""
+    batch: int
+    """Completions decoded at once."""
+
+
+NOTHING = Work(0.0, 0.0, 0.0)
+
+
+def supervised_step(prompts: Sequence[int], completions: Sequence[int], batch: int) -> Step:
+    """With a batch of such sequences."""
+    work = _times(_mean([sequences(*pair, 1) for pair in zip(prompts, completions, strict=True)]), batch)
+    return Step(work, work, work, NOTHING, 0.0, 0.0, 0.0, 1)
+
+
+def reinforced_step(prompts: Sequence[int], completions: Sequence[int], options: Reinforced, shared: bool) -> Step:
+    """With a batch of such prompts, of which all have signal; what prompts of different groups have in common is not counted."""
+    pairs, group = list(zip(prompts, completions, strict=True)), options.rollouts
+    parts = max(1, group // options.micro_batch)  # of a group, in micro-batches of their own
+    unshared = _times(_mean([sequences(*pair, group) for pair in pairs]), options.prompts)
+    trees = _times(_mean([tree(*pair, group // parts) for pair in pairs]), options.prompts * parts)
+    whole = _times(_mean([tree(*pair, group) for pair in pairs]), options.prompts)
+    read = _times(_mean([Work(prompt, prompt**2 / 2, 1) for prompt in prompts]), options.prompts)
+    mean_prompt, mean_completion = sum(prompts) / len(prompts), sum(completions) / len(completions)
+    batch = min(options.sample_batch, options.prompts * group)
+    sampled = options.prompts * group * mean_completion
+    return Step(trees if shared else unshared, unshared, whole, read, sampled, mean_prompt, mean_completion, batch)
+
+
+def step_seconds(shape: Shape, card: Card, step: Step, memory: Memory, checkpointed: bool) -> dict[str, tuple[float, float]]:
+    """By part of the step: at the card's rates, and the floor."""
+    adapters = bool(memory.lora_rank)
+    update = update_operations(shape, step.forwarded, adapters, checkpointed), update_operations(shape, step.shared, adapters, False)
+    parts = {"update": (update[0] / card.matmul, update[1] / card.matmul)}
+    if step.sampled:
+        reading = forward_operations(shape, step.read) / card.matmul
+        best = largest_batch(shape, card, step.prompt, step.completion)
+        now = decode_seconds(shape, card, step, min(step.batch, best), cached_bytes(shape, memory, True))
+        parts |= {"reading": (reading, reading), "decoding": (now, decode_seconds(shape, card, step, best, 4 * shape.layers * shape.key))}
+    return parts
+
+
+def decode_seconds(shape: Shape, card: Card, step: Step, batch: float, cached: float) -> float:
+    """`batch` completions growing at once: each token reads its cache, and shares the weights with the batch's.
 
     Args:
         cached: bytes of a token in the cache.
     """
-    traffic = cached * (prompt + completion / 2) + 2 * (shape.matmul + shape.head) / batch
-    context = 4 * shape.layers * shape.query * (prompt + completion / 2)
-    operations = 2 * (shape.matmul + shape.head) + context
-    return tokens * max(traffic / card.bandwidth, operations / card.matmul)
+    context = step.prompt + step.completion / 2
+    traffic = cached * context + 2 * (shape.matmul + shape.head) / batch
+    operations = 2 * (shape.matmul + shape.head) + 4 * shape.layers * shape.query * context
+    return step.sampled * max(traffic / card.bandwidth, operations / card.matmul)
 
 
 def largest_batch(shape: Shape, card: Card, prompt: float, completion: float) -> float:
     """Completions that fit on a card beside the weights, all in bfloat16."""
     return max(1.0, (card.memory - 2 * shape.parameters) / (4 * shape.layers * shape.key * (prompt + completion)))
+
+
+def _mean(works: Sequence[Work]) -> Work:
+    return Work(*(sum(values) / len(works) for values in zip(*works, strict=True)))
+
+
+def _times(work: Work, number: float) -> Work:
+    return Work(*(number * value for value in work))

@@ -60,10 +60,19 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def build_model(options: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights, in float32, input and output embeddings tied."""
+    """A Qwen2 with random weights, in float32."""
     set_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
+    config = tiny_config(options, len(tokenizer))
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = Qwen2ForCausalLM(config).to(torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def tiny_config(options: TinyModel, vocabulary: int) -> Qwen2Config:
+    """The model's shape; input and output embeddings are tied."""
+    return Qwen2Config(
+        vocab_size=vocabulary,
         hidden_size=options.hidden,
         intermediate_size=options.feedforward,
         num_hidden_layers=options.layers,
@@ -73,9 +82,4 @@ def build_model(options: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: in
         tie_word_embeddings=True,
         initializer_range=options.deviation,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen2ForCausalLM(config).to(torch.float32)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
