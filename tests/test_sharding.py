@@ -79,9 +79,9 @@ def reinforced(folder: Path, **options: Any) -> tuple[Trainer, Replica]:
     settings = {"prompts": 4, "rollouts": 4, "micro_batch": 4, "max_completion_tokens": 6, "max_steps": STEPS}
     settings |= {"learning_rate": 1e-3, "grad_norm": 1e9, **options}
     source = Seeded(folder, test_train_grpo.by_length)
-    chosen = Reinforced(**settings)
-    trainer = reinforced_trainer(model, tokenizer, source, chosen, folder, seed=0, every=100, memory=Memory(), replica=replica)
-    return trainer, replica
+    return reinforced_trainer(
+        model, tokenizer, source, Reinforced(**settings), folder, seed=0, every=100, memory=Memory(), replica=replica
+    ), replica
 
 
 def start() -> tuple[Any, Any, Replica]:
