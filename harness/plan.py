@@ -278,16 +278,22 @@ def _with_dataset(config: EvalConfig, env: type[Env]) -> EvalConfig:
         raise UserError(f"--dataset {config.dataset}: {config.domain} brings its own instances and reads no data set")
     if field is None or config.dataset or config.env.get("dataset"):
         return config
-    found = _newest(RUNS.glob("data/**/tasks/test.jsonl"))
+    found = _newest(file for file in RUNS.glob("data/**/tasks/test.jsonl") if _generated_for(file) in (None, config.domain))
     if found is None:
         if field.is_required() or field.get_default(call_default_factory=True) is None:
             raise UserError(
-                f"no --dataset, and no held-out generated tasks under {RUNS}/data. Give a file in the SWE-bench schema, or make some: "
+                f"no --dataset, and no held-out generated tasks under {RUNS}/data. Give a data set (docs/datasets.md), or make some: "
                 f"harness data synth --domain {config.domain} -n 100 --seed 0 --out {RUNS}/data/{config.domain}"
             )
         return config
     print(f"--dataset not given: {found}, the newest held-out generated tasks", file=sys.stderr)
     return config.model_copy(update={"dataset": str(found)})
+
+
+def _generated_for(tasks: Path) -> str | None:
+    """The domain of a folder of `harness data synth`; None where it says none."""
+    file = tasks.parents[1] / "synth.json"
+    return json.loads(file.read_text()).get("domain") if file.is_file() else None
 
 
 def _newest(paths: Iterable[Path]) -> Path | None:

@@ -332,6 +332,8 @@ def test_the_held_out_generated_tasks_are_the_default(tmp_path: Path, monkeypatc
         os.utime(file, (seconds, seconds))
     found = prepare(EvalConfig(mode="gold"))
     assert found.config.dataset == "runs/data/new/tasks/test.jsonl"
+    (tmp_path / "runs/data/new/synth.json").write_text('{"domain": "math"}')
+    assert prepare(EvalConfig(mode="gold")).config.dataset == "runs/data/old/tasks/test.jsonl"
     assert list(found.tasks) == ["a__a-1"]
     assert not found.env_config.grade_empty_patch  # type: ignore[attr-defined]
     assert prepare(EvalConfig(mode="null")).env_config.grade_empty_patch  # type: ignore[attr-defined]
