@@ -73,7 +73,7 @@ def test_a_batch_that_never_fills_is_one_message_with_the_figures() -> None:
         drawn.extend(indices)
         return [group(index, [1.0, 1.0 if index else 0.5]) for index in indices]
 
-    with pytest.raises(TrainingFailed, match=r"of 12 prompts × 2 completions only [23] groups.*srl.max_tries 3"):
+    with pytest.raises(TrainingFailed, match=r"of 12 prompts × 2 rollouts only [23] groups.*srl.max_tries 3"):
         refill.fill(sample)
     assert len(drawn) == 12
     assert refill.frontier == 0

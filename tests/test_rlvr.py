@@ -27,13 +27,14 @@ from harness.plan import EvalConfig, Item, Plan
 from harness.play import play
 from harness.prompt import Message, PromptPolicy
 from harness.train.checkpoint import Companions, export
-from harness.train.config import Outcome, TinyModel
-from harness.train.engine import ModelEngine
-from harness.train.episode_rollouts import EpisodeRollouts, episode_seed
+from harness.train.config import Memory, Outcome, TinyModel
+from harness.train.engine import ModelEngine, completion_seeds
+from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players, Start
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
+from harness.train.phases import Phases
 from harness.train.rollouts import Turn
-from harness.train.sampling import PromptStream
+from harness.train.sharding import Replica
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories import Action, read, render
 from harness_trajectories.errors import UserError
@@ -100,7 +101,7 @@ def players(workers: int = 4, closed: Callable[[], None] = lambda: None, **optio
 
 
 def source(folder: Path, tasks: Sequence[Task] = TASKS, **options: Any) -> EpisodeRollouts:
-    return EpisodeRollouts(tasks, players(), Outcome(rollouts=4, prompts=2, **options), folder, logged=3)
+    return EpisodeRollouts(tasks, players(), Outcome(rollouts=4, prompts=2, **options), folder, 3, Phases())
 
 
 @pytest.fixture(autouse=True)
@@ -163,11 +164,11 @@ class Listening(TransformersGenerator):
 def test_the_trained_model_plays_as_its_checkpoint_does_in_evaluation(tmp_path: Path, temperature: float) -> None:
     model = tiny_model()
     export(model, Companions(TOKENIZER, PromptPolicy(), frozenset()), tmp_path / "checkpoint")
-    engine = ModelEngine(lambda: model, END, TOKENIZER.pad_token_id, 12, 1.0, 8)
+    engine = ModelEngine(Replica(model, "cpu"), END, TOKENIZER.pad_token_id, 12, 1.0, 8)
     options: dict[str, Any] = {"tokens": 12, "temperature": temperature}
     sampling = plan(**options).config.sampling
     starts = [Start(task, sampling.model_copy(update={"seed": 1000 * n})) for n, task in enumerate(TASKS[:3])]
-    together = players(**options).play(starts, engine)
+    together = players(**options).play(starts, engine, Phases())
     for start, played in zip(starts, together, strict=True):
         generator = Listening(tmp_path / "checkpoint")
         alone = plan(**options)
@@ -183,20 +184,20 @@ def test_the_trained_model_plays_as_its_checkpoint_does_in_evaluation(tmp_path: 
 
 def test_an_episode_depends_on_seed_place_and_copy_alone(tmp_path: Path) -> None:
     model = tiny_model()
-    engine = ModelEngine(lambda: model, END, TOKENIZER.pad_token_id, 12, 1.0, 8)
+    engine = ModelEngine(Replica(model, "cpu"), END, TOKENIZER.pad_token_id, 12, 1.0, 8)
     found = []
     for workers, items in ((1, [2]), (8, [4, 2, 3])):
-        one = EpisodeRollouts(TASKS, players(workers, tokens=12), Outcome(rollouts=4, prompts=2), tmp_path, logged=0)
+        one = EpisodeRollouts(TASKS, players(workers, tokens=12), Outcome(rollouts=4, prompts=2), tmp_path, 0, Phases())
         groups = one.roll(items, [17 if item == 2 else item for item in items], engine)
         found.append([[turn.completion for turn in rollout.turns] for rollout in groups[items.index(2)]])
     assert found[0] == found[1]
     assert len({str(turns) for turns in found[0]}) == 4
-    assert len({episode_seed(seed, place, copy) for seed in (0, 1) for place in (-1, 0, 1) for copy in range(8)}) == 48
+    assert len({number for seed in (0, 1) for number in completion_seeds(seed, [-1, 0, 1], 8)}) == 48
 
 
 def test_the_callers_thread_samples_for_all(tmp_path: Path) -> None:
     engine = SpokenEngine(clumsy)
-    groups = EpisodeRollouts(TASKS, players(8), Outcome(rollouts=8, prompts=2), tmp_path, 0).roll([0, 1], [0, 1], engine)
+    groups = EpisodeRollouts(TASKS, players(8), Outcome(rollouts=8, prompts=2), tmp_path, 0, Phases()).roll([0, 1], [0, 1], engine)
     assert engine.threads == {threading.current_thread()}
     assert sum(engine.sizes) == sum(len(one.turns) for group in groups for one in group) == 32
     assert max(engine.sizes) == 8
@@ -206,8 +207,8 @@ def test_the_callers_thread_samples_for_all(tmp_path: Path) -> None:
 def trainer_on(folder: Path, tasks: Sequence[Task], **options: Any) -> ReinforcedTrainer:
     settings = {"prompts": 2, "rollouts": 4, "micro_batch": 8, "max_steps": 2, **options}
     outcome = Outcome(**settings)
-    rollouts = EpisodeRollouts(tasks, players(), outcome, folder / "episodes", logged=3)
-    trainer = reinforced_trainer(tiny_model(), TOKENIZER, rollouts, outcome, folder, seed=0, every=100)
+    rollouts = EpisodeRollouts(tasks, players(), outcome, folder / "episodes", 3, Phases())
+    trainer = reinforced_trainer(tiny_model(), TOKENIZER, rollouts, outcome, folder, 0, 100, Memory())
     trainer.engine = SpokenEngine(clumsy)
     trainer.create_optimizer_and_scheduler(2)
     trainer.current_gradient_accumulation_steps = 1
@@ -230,13 +231,14 @@ def test_all_right_and_all_wrong_are_dropped_and_the_others_get_the_group_advant
         for reward, advantage in zip(rewards, inputs["advantages"][start : start + 4].tolist(), strict=True):
             assert advantage == pytest.approx((reward - statistics.mean(rewards)) / (statistics.stdev(rewards) + 1e-4), abs=1e-5)
     assert inputs["completion_mask"].sum(1).tolist() == [len(one.tokens) for one in trainer._batch]
-    figures = trainer.source.figures
-    assert figures["episodes"] == 4 * trainer.refill.figures["tried"]
-    assert figures["zero_variance"] == 1 - 2 / trainer.refill.figures["tried"]
-    assert 0 < figures["solved"] < 1
-    tried = [PromptStream(4, 0)[place] for place in range(trainer.refill.frontier)]
-    assert figures["format_ok"] == pytest.approx(1 - 4 * tried.count(3) / (figures["turns"] * figures["episodes"]))
-    assert tried.count(3)
+    rolled, figures = trainer.source._groups, trainer.source.figures
+    assert len(rolled) >= trainer.refill.figures["tried"] >= 2
+    assert figures["episodes"] == 4 * len(rolled)
+    assert figures["zero_variance"] == 1 - sum(len({one.reward for one in group}) > 1 for group in rolled) / len(rolled)
+    assert figures["solved"] == sum(one.reward for group in rolled for one in group) / (4 * len(rolled))
+    invalid = 4 * sum(group[0].item == 3 for group in rolled)
+    assert invalid
+    assert figures["format_ok"] == pytest.approx(1 - invalid / sum(len(one.turns) for group in rolled for one in group))
 
 
 def test_failed_infrastructure_gives_no_reward_and_no_gradient(tmp_path: Path) -> None:
@@ -301,9 +303,9 @@ def test_validation_is_greedy_and_counts_what_was_graded(tmp_path: Path) -> None
 
 
 def test_limits_end_episodes_and_a_cut_output_is_counted(tmp_path: Path) -> None:
-    found = players(limits=Limits(max_turns=1)).play([Start(TASKS[0], Sampling(max_tokens=200))], SpokenEngine(clumsy))
+    found = players(limits=Limits(max_turns=1)).play([Start(TASKS[0], Sampling(max_tokens=200))], SpokenEngine(clumsy), Phases())
     assert (found[0].episode.exit, found[0].clipped) == ("turn_limit", 0)
-    cut = players(limits=Limits(max_tokens=20)).play([Start(TASKS[0], Sampling(max_tokens=15))], SpokenEngine(clumsy))
+    cut = players(limits=Limits(max_tokens=20)).play([Start(TASKS[0], Sampling(max_tokens=15))], SpokenEngine(clumsy), Phases())
     assert cut[0].episode.exit == "token_limit"
     assert [len(turn.completion) for turn in cut[0].turns] == [15, 5]
     assert cut[0].clipped == 2
@@ -334,11 +336,11 @@ def test_what_ends_sampling_ends_all_episodes(error: BaseException) -> None:
 
     starts = [Start(TASKS[n % 7], Sampling(temperature=1, seed=n)) for n in range(40)]
     with quick(20), pytest.raises(type(error)):
-        players(8, lambda: closed.append(True)).play(starts, SpokenEngine(fails))
+        players(8, lambda: closed.append(True)).play(starts, SpokenEngine(fails), Phases())
     assert closed == [True]
 
 
 def test_a_users_mistake_ends_all_episodes() -> None:
     narrow = Players(plan()._replace(policy=PromptPolicy(max_prompt_tokens=16)), TOKENIZER, END, 4, no_sandbox, lambda: None)
     with quick(20), pytest.raises(UserError, match="max_prompt_tokens is too small"):
-        narrow.play([Start(task, Sampling()) for task in TASKS[:7] * 3], SpokenEngine(clumsy))
+        narrow.play([Start(task, Sampling()) for task in TASKS[:7] * 3], SpokenEngine(clumsy), Phases())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,8 +18,8 @@ TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
 
-MAY_CHANGE = ("micro_batch", "sample_batch", "max_tries")
-"""Options that may differ when a run is taken up again: they decide on memory and on giving up, not on what is learnt."""
+MAY_CHANGE = ("micro_batch", "sample_batch", "max_tries", "workers", "pull", "image_budget_gb")
+"""Options that may differ when a run is taken up again: they decide on memory, speed and giving up, not on what is learnt."""
 
 
 class Options(BaseModel):
@@ -79,6 +79,8 @@ class Reinforced(Options):
     Sampling is unfiltered (top_p 1, no top_k): else the importance ratio is biased.
     """
 
+    section: ClassVar[str] = "srl"
+    """Where these options stand."""
     epochs: float = Field(default=30.0, gt=0)
     """Optimizer steps as multiples of the data's size; prompts that dynamic sampling drops are not counted."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -113,6 +115,7 @@ class Reinforced(Options):
 class Outcome(Reinforced):
     """RLVR: a prompt is a task, a rollout an episode, its reward the environment's grade. A group of equal outcomes has no signal."""
 
+    section: ClassVar[str] = "rlvr"
     prompts: int = Field(default=128, ge=1)
     """Tasks of one optimizer step."""
     max_completion_tokens: int = Field(default=2048, ge=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from harness.evaluate import file_name
 from harness.runs import write_json
 from harness.train import processes
 from harness.train.config import Outcome
-from harness.train.engine import Engine
+from harness.train.engine import Engine, completion_seeds
 from harness.train.episodes import Played, Players, Start
 from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
@@ -58,9 +57,9 @@ class EpisodeRollouts:
         """
         each = [(item, place, copy) for item, place in zip(items, places, strict=True) for copy in range(self.rollouts)]
         sampling = self._players.plan.config.sampling
+        seeds = completion_seeds(sampling.seed, places, self.rollouts)
         starts = [
-            Start(self._tasks[item], sampling.model_copy(update={"seed": episode_seed(sampling.seed, place, copy)}))
-            for item, place, copy in each
+            Start(self._tasks[item], sampling.model_copy(update={"seed": seed})) for (item, *_), seed in zip(each, seeds, strict=True)
         ]
         every = self._players.play(starts, engine, self.phases)
         _require_some(every)
@@ -101,11 +100,6 @@ class EpisodeRollouts:
             token = min(self._players.end)
             return Rollout(item, (Turn([token], [token], [0.0]),), float("nan"), detail)
         return Rollout(item, turns, float("nan") if grade is None else grade.score, detail)
-
-
-def episode_seed(seed: int, place: int, copy: int) -> int:
-    """The seed of an episode's first turn."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {place} {copy}".encode()).digest()[:6])
 
 
 def summary(every: Sequence[Played]) -> dict[str, float]:

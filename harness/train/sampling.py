@@ -89,12 +89,13 @@ class Refill(TrainerCallback):
         seen = unscored = 0  # of the prompts decided on for this batch
         while len(kept) < options.prompts:
             if seen >= limit:
+                here = options.section
                 raise TrainingFailed(
-                    f"of {seen} prompts × {options.rollouts} completions only {len(kept)} groups have rewards that differ "
-                    f"(deviation above srl.min_deviation {options.min_deviation:g}; {unscored} completions have no reward); a batch needs "
-                    f"srl.prompts {options.prompts}, and tries at most srl.max_tries {options.max_tries} × {options.prompts} prompts. No "
-                    "step was made with fewer. Raise srl.max_tries, with which the run goes on, or begin another from its best checkpoint "
-                    "with a higher srl.temperature or srl.rollouts, fewer srl.prompts, or --srl.dynamic_sampling=false"
+                    f"of {seen} prompts × {options.rollouts} rollouts only {len(kept)} groups have rewards that differ (deviation above "
+                    f"{here}.min_deviation {options.min_deviation:g}; {unscored} rollouts have no reward); a batch needs {here}.prompts "
+                    f"{options.prompts}, and tries at most {here}.max_tries {options.max_tries} × {options.prompts} prompts. No step was "
+                    f"made with fewer. Raise {here}.max_tries, with which the run goes on, or begin another from its best checkpoint with "
+                    f"a higher {here}.temperature or {here}.rollouts, fewer {here}.prompts, or --{here}.dynamic_sampling=false"
                 )
             wanted = (options.prompts - len(kept)) * max(seen, 1) / max(len(kept), 1)
             count = min(ceil(wanted) if seen else options.prompts, options.prompts, limit - seen)

@@ -105,7 +105,9 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
 
         def measure() -> Figures:
             steps = on_steps() if on_steps else {}
-            return source.validate(tasks.val, trainer.fresh_engine()) | {f"step_{figure}": value for figure, value in steps.items()}
+            with during("while validating"):
+                figures = source.validate(tasks.val, trainer.fresh_engine())
+            return figures | {f"step_{figure}": value for figure, value in steps.items()}
 
         facts = _gate(setup, name, trainer)
         yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
