@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from harness.generate import Completion, Sampled, Sampling
 from harness.prompt import CHAT_TEMPLATE, Message
@@ -35,7 +37,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 ALLOWED = "Allowed: a checkpoint folder (config.json, weights, tokenizer), or a hub id owner/name where the hub can be reached"
 COMPACT = 0.75
-"""Finished sequences leave the batch once no more than this share of it is still growing."""
+"""Finished sequences leave the batch once that makes it no more than this share of what it was."""
+PROMPT, PADDING = -1, -2
+"""In place of a completion's number: tokens that all completions of a prompt see, and that none does."""
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -156,6 +160,7 @@ def decode(
     seeds: Sequence[int] | None = None,
 ) -> list[Sampled]:
     """Continue token sequences as one left-padded batch, on CUDA in bfloat16. A prompt is read once however many `copies` continue it.
+    Its keys and values are kept once too where the model's attention allows it: the copies then grow side by side, a mask between them.
 
     Args:
         end: tokens that end a completion; the one that did is part of it.
@@ -195,11 +200,13 @@ def _decode(
     logits = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
     ).logits
-    if copies > 1:
+    together = copies if _takes_groups(model, cache) else 1
+    if together < copies:
         cache.batch_repeat_interleave(copies)
-    logits = logits[:, -1].repeat_interleave(copies, 0)  # (B × copies, V)
-    mask = mask.repeat_interleave(copies, 0)
-    position = positions[:, -1:].repeat_interleave(copies, 0)
+    rows = torch.arange(len(prompts) * copies, device=device).view(-1, together)  # completions that grow side by side (B, R)
+    logits = logits[:, -1].repeat_interleave(copies, 0)  # (B × R, V)
+    position = positions[:, -1:].repeat_interleave(copies, 0).view(rows.shape)
+    owners = torch.where(mask.bool(), PROMPT, PADDING).repeat_interleave(copies // together, 0)  # whose each cached token is (B, K)
     ends = torch.tensor(list(end), device=device)
     drawn = None
     if temperature > 0:
@@ -208,25 +215,32 @@ def _decode(
             if seeds is None
             else uniforms(seeds, max_tokens, device)
         )
-    rows = torch.arange(len(logits), device=device)  # which completion each row of the batch is
-    growing = torch.ones(len(rows), dtype=torch.bool, device=device)
+    growing = torch.ones_like(rows, dtype=torch.bool)
     columns: list[tuple[list[int], list[int], list[float], list[bool]]] = []
     for step in range(max_tokens):
-        token, logprob = _choose(logits, temperature, top_p, None if drawn is None else drawn[rows, step])
-        columns.append((rows.tolist(), token.tolist(), logprob.tolist(), growing.tolist()))
+        numbers = rows.flatten().tolist()
+        token, logprob = _choose(logits, temperature, top_p, None if drawn is None else drawn[rows.flatten(), step])
+        columns.append((numbers, token.tolist(), logprob.tolist(), growing.flatten().tolist()))
+        token = token.view(rows.shape)
         growing = growing & ~torch.isin(token, ends)
-        alive = int(growing.sum())
-        if alive == 0 or step == max_tokens - 1:
+        if not growing.any() or step == max_tokens - 1:
             break
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         position = position + 1
-        if alive <= COMPACT * len(rows):
-            kept = growing.nonzero(as_tuple=True)[0]
+        alive = growing.sum(1)
+        kept, most = alive.nonzero(as_tuple=True)[0], int(alive.max())
+        if len(kept) * most <= COMPACT * rows.numel():
             cache.batch_select_indices(kept)
-            rows, token, mask, position, growing = rows[kept], token[kept], mask[kept], position[kept], growing[kept]
-        logits = model(
-            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
+            places = growing[kept].sort(dim=1, descending=True, stable=True).indices[:, :most]
+            rows, token, position, growing = (part[kept].gather(1, places) for part in (rows, token, position, growing))
+            owners = owners[kept]
+        owners = torch.cat([owners, rows], 1)
+        if together > 1:
+            mask = ((owners == PROMPT)[:, None] | (owners[:, None] == rows[:, :, None]))[:, None]  # (B, 1, R, K)
+        else:
+            mask = (owners != PADDING).long()
+        logits = model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True).logits.flatten(
+            0, 1
+        )
     completions = [Sampled([], []) for _ in range(len(prompts) * copies)]
     for numbers, tokens, logprobs, live in columns:
         for number, value, logprob, grew in zip(numbers, tokens, logprobs, live, strict=True):
@@ -234,6 +248,13 @@ def _decode(
                 completions[number].tokens.append(value)
                 completions[number].logprobs.append(logprob)
     return completions
+
+
+def _takes_groups(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether completions of a prompt can grow side by side, a mask between them: in every layer plain attention over all that is cached
+    (no window, no recurrent state), by an implementation that takes boolean masks."""
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    return plain and ALL_MASK_ATTENTION_FUNCTIONS[model.config._attn_implementation] is sdpa_mask
 
 
 def decode_chunks(

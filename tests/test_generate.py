@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate import Sampling, load_generator
 from harness.generate_hf import TransformersGenerator, decode, decode_chunks, end_tokens, load_model, load_tokenizer, prompt_ids, uniforms
@@ -101,6 +101,33 @@ def test_a_seeded_completion_depends_on_nothing_else_in_its_batch(tiny: tuple[Pr
     for index, group in decode_chunks(model, prompts, 4, copies=2, seeds=seeds, **options):
         alone = [decode(model, [prompts[index]], seeds=[seed], **options)[0].tokens for seed in seeds[2 * index :][:2]]
         assert [one.tokens for one in group] == alone
+
+
+def test_completions_that_grow_side_by_side_end_at_any_time_and_leave(tiny: tuple[PreTrainedTokenizerBase, PreTrainedModel]) -> None:
+    """A third of the tokens end a completion; each is what it is alone. The reference is `decode` on one completion."""
+    tokenizer, model = tiny
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations()]
+    options = {"end": range(0, len(tokenizer), 3), "pad": tokenizer.pad_token_id, "max_tokens": 24, "temperature": 1.0}
+    shapes: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(lambda module, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    found = [one.tokens for one in decode(model, prompts, copies=6, seeds=range(30), **options)]
+    hook.remove()
+    assert found == [decode(model, [prompts[number // 6]], seeds=[number], **options)[0].tokens for number in range(30)]
+    assert len({len(tokens) for tokens in found}) > 5
+    sizes = [rows * width for rows, width in shapes[1:]]
+    assert sizes[0] == 30
+    assert sizes[-1] < 8
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_model_with_a_sliding_window_samples_each_completion_in_a_row_of_its_own() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MistralForCausalLM(MistralConfig(**sizes, vocab_size=90, sliding_window=5, initializer_range=0.3)).eval()
+    prompts = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [12, 13]]
+    for prompt, first in zip(prompts, (0, 3), strict=True):
+        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=[1])[0, len(prompt) :].tolist()
+        assert [one.tokens for one in decode(model, prompts, [1], 0, 12, copies=3)[first : first + 3]] == [theirs] * 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -64,6 +64,7 @@ class Rewarded:
     def __init__(self, folder: Path, reward: Reward, rollouts: int = 4) -> None:
         self.samples = samples(folder)
         self.size = len(self.samples)
+        self.trajectories = range(self.size)
         self.rollouts = rollouts
         self.figures: dict[str, float] = {}
         self.phases = Phases()
@@ -72,11 +73,14 @@ class Rewarded:
     def name(self, item: int) -> str:
         return self.samples[item].id
 
+    def prompt(self, item: int) -> list[int]:
+        return self.samples[item].prompt.ids()
+
     def talk(self, prompt: list[int], engine: Engine) -> list[tuple[Turn, ...]]:
         return [(Turn(prompt, *one),) for one in engine.sample([prompt], copies=self.rollouts)[0]]
 
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
-        talks = [(item, turns) for item in items for turns in self.talk(self.samples[item].prompt.ids(), engine)]
+        talks = [(item, turns) for item in items for turns in self.talk(self.prompt(item), engine)]
         said = [[token for turn in turns for token in turn.completion] for _, turns in talks]
         values = iter(self._reward(completion_ids=said, sample=[item for item, _ in talks]))
         every = [Rollout(item, turns, float("nan") if (value := next(values)) is None else value) for item, turns in talks]

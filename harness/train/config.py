@@ -90,11 +90,15 @@ class Reinforced(Options):
     """Completions of each prompt: the group."""
     micro_batch: int = Field(default=8, ge=1)
     """Completions of one forward and backward pass; divides `prompts × rollouts`."""
+    steps_per_trajectory: int = Field(default=1, ge=1)
+    """Steps of one trajectory that are trained on together. What their prompts share is computed once in a micro-batch, which holds
+    `steps_per_trajectory × rollouts` completions at least. The price: their gradients are alike, so a batch says less; how much less,
+    `gradient_correlation` in metrics.jsonl tells (harness/train/correlation.py)."""
     sample_batch: int = Field(default=128, ge=1)
     """Completions decoded at once."""
     share_prefixes: bool | None = None
     """Compute what the sequences of a micro-batch share once in the update (harness/train/packing.py). None: on a CPU, where that is
-    measured (benchmarks/RESULTS.md); elsewhere TRL's own padded forward."""
+    measured (benchmarks/RESULTS.md), and with several steps of a trajectory; else TRL's own padded forward."""
     dynamic_sampling: bool = True
     """Take only prompts whose group's rewards differ, and sample on until the batch is full."""
     min_deviation: float = Field(default=1e-4, ge=0)

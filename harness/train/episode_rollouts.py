@@ -35,6 +35,7 @@ class EpisodeRollouts:
 
     def __init__(self, tasks: Sequence[Task], players: Players, options: Outcome, folder: Path, logged: int, phases: Phases) -> None:
         self.size = len(tasks)
+        self.trajectories = range(self.size)
         self.rollouts = options.rollouts
         self.figures: dict[str, float] = {}
         self._tasks = tasks

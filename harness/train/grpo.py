@@ -10,7 +10,7 @@ completion is to TRL what the model wrote in all its turns, one after the other:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from harness.generate_hf import end_tokens
 from harness.train import processes
 from harness.train.adapters import adapter_config
 from harness.train.config import Memory, Reinforced
+from harness.train.correlation import correlation, norm_gradient
 from harness.train.data import step_count
 from harness.train.engine import Engine, ModelEngine
 from harness.train.failure import Finite, during
@@ -34,6 +35,10 @@ from harness.train.rollouts import Rollout, Source, length_figures
 from harness.train.sampling import Refill
 from harness.train.sft import common_arguments, forward_passes
 from harness.train.sharding import Replica, Shardable
+from harness_trajectories.errors import UserError
+
+MEASURED, MEASURED_EVERY = 16, 10
+"""The gradients of so many groups are compared every so many steps, with several steps of a trajectory in a micro-batch."""
 
 
 class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
@@ -41,7 +46,9 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
 
     def __init__(self, *args: Any, source: Source, options: Reinforced, refill: Refill, replica: Replica, **others: Any) -> None:
         super().__init__(*args, name=source.name, reward_funcs=_scored_before, **others)
-        self._share_prefixes = self.model.device.type == "cpu" if options.share_prefixes is None else options.share_prefixes
+        self._share_prefixes = options.share_prefixes
+        if self._share_prefixes is None:
+            self._share_prefixes = self.model.device.type == "cpu" or options.steps_per_trajectory > 1
         self.beta = options.kl  # TRL would load its reference by the model's name, which need not be these weights
         if self.beta and not hasattr(self.model, "peft_config"):
             self.ref_model = self.accelerator.prepare_model(replica.frozen(), evaluation_mode=True)
@@ -49,6 +56,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         if self._share_prefixes:
             for model in filter(None, (self.model, self.ref_model)):
                 accept_trees(_bare(model), self.temperature)
+        self._together = options.steps_per_trajectory
         self.source = source
         self.refill = refill
         self.engine: Engine = ModelEngine(
@@ -74,8 +82,34 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         if self._step % self.args.steps_per_generation == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
             batch["rollout"] = torch.arange(len(batch["advantages"]))
+            if self._together > 1 and self.state.global_step % MEASURED_EVERY == 0:
+                self._measure_correlation(batch["advantages"])
             self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _measure_correlation(self, advantages: Tensor) -> None:
+        """Of the gradients of a few groups of this process, of which those of one trajectory come first (see `side_by_side`).
+
+        Args:
+            advantages: of this process's rollouts.
+        """
+        count = self.source.rollouts
+
+        def gradient(start: int) -> tuple[Hashable, Tensor]:
+            group = mine[start : start + count]
+
+            def loss() -> Tensor:
+                logps, _ = self._turn_logps(self.model_wrapped, group)
+                means = torch.stack([part.mean() for part in logps.split([len(one.tokens) for one in group])])
+                return -(means * advantages[start : start + count]).mean()
+
+            return self.source.trajectories[group[0].item], norm_gradient(self.model_wrapped, loss)
+
+        mine = processes.mine(self._batch)
+        value = correlation(gradient(start) for start in range(0, min(len(mine), MEASURED * count), count))
+        self.model_wrapped.zero_grad()
+        if value is not None:
+            self._metrics["train"]["gradient_correlation"].append(value)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, on a batch that was filled before."""
@@ -200,8 +234,14 @@ def reinforced_trainer(
         folder: for resumable checkpoints, one every `every` steps.
 
     Raises:
-        UserError: `micro_batch` of all processes does not divide the completions of a step.
+        UserError: `micro_batch` of all processes does not divide the completions of a step, or does not hold the steps of a trajectory.
     """
+    together = options.steps_per_trajectory * options.rollouts
+    if options.steps_per_trajectory > 1 and options.micro_batch < together:
+        raise UserError(
+            f"micro_batch {options.micro_batch} does not hold {options.steps_per_trajectory} steps of a trajectory × {options.rollouts} "
+            f"rollouts = {together}, which are to share their prompts. Raise --srl.micro_batch=N or lower --srl.steps_per_trajectory=N"
+        )
     passes = forward_passes(options.prompts * options.rollouts, options.micro_batch, "prompts × rollouts =")
     steps = step_count(source.size, options.prompts, options.epochs, options.max_steps)
     arguments = GRPOConfig(
@@ -233,7 +273,7 @@ def reinforced_trainer(
         peft_config=adapter_config(memory),
         source=source,
         options=options,
-        refill=Refill(source.size, options, seed),
+        refill=Refill(source.size, options, seed, source.trajectories),
         replica=replica or Replica(model, model.device.type),
     )
     trainer.remove_callback(PrinterCallback)

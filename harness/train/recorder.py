@@ -38,6 +38,7 @@ TRL_NAMES = {
     "entropy": "entropy",
     "mean_token_accuracy": "token_accuracy",
     "epoch": "epoch",
+    "gradient_correlation": "gradient_correlation",
 }
 """Figures of the trainer's log that go into metrics.jsonl, under which name."""
 

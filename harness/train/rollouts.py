@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from harness.train.engine import Engine
@@ -50,12 +50,14 @@ class Source(Protocol):
 
     Attributes:
         size: items; they are numbered from 0.
+        trajectories: what each item is a step of; those of one trajectory stand in their order. A range where items are unrelated.
         rollouts: of each item, its group.
         figures: of the present optimizer step, for metrics.jsonl.
         phases: the stage's clocks. `roll` runs within `sampling`; what it does besides is a phase of its own, such as `scoring`.
     """
 
     size: int
+    trajectories: Sequence[Hashable]
     rollouts: int
     figures: dict[str, float]
     phases: Phases

@@ -56,6 +56,7 @@ class StepRollouts:
         phases: Phases,
     ) -> None:
         self.size = len(samples)
+        self.trajectories = [sample.trajectory for sample in samples]
         self.rollouts = options.rollouts
         self.figures: dict[str, float] = {}
         self._samples = samples
