@@ -218,9 +218,8 @@ def _decode(
     growing = torch.ones_like(rows, dtype=torch.bool)
     columns: list[tuple[list[int], list[int], list[float], list[bool]]] = []
     for step in range(max_tokens):
-        numbers = rows.flatten().tolist()
         token, logprob = _choose(logits, temperature, top_p, None if drawn is None else drawn[rows.flatten(), step])
-        columns.append((numbers, token.tolist(), logprob.tolist(), growing.flatten().tolist()))
+        columns.append((rows.flatten().tolist(), token.tolist(), logprob.tolist(), growing.flatten().tolist()))
         token = token.view(rows.shape)
         growing = growing & ~torch.isin(token, ends)
         if not growing.any() or step == max_tokens - 1:

@@ -91,7 +91,7 @@ class Reinforced(Options):
     micro_batch: int = Field(default=8, ge=1)
     """Completions of one forward and backward pass; divides `prompts × rollouts`."""
     steps_per_trajectory: int = Field(default=1, ge=1)
-    """Steps of one trajectory that are trained on together. What their prompts share is computed once in a micro-batch, which holds
+    """Steps of one trajectory that are trained on together (SRL). What their prompts share is computed once in a micro-batch, which holds
     `steps_per_trajectory × rollouts` completions at least. The price: their gradients are alike, so a batch says less; how much less,
     `gradient_correlation` in metrics.jsonl tells (harness/train/correlation.py)."""
     sample_batch: int = Field(default=128, ge=1)

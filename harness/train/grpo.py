@@ -236,13 +236,14 @@ def reinforced_trainer(
     Raises:
         UserError: `micro_batch` of all processes does not divide the completions of a step, or does not hold the steps of a trajectory.
     """
+    passes = forward_passes(options.prompts * options.rollouts, options.micro_batch, "prompts × rollouts =")
     together = options.steps_per_trajectory * options.rollouts
     if options.steps_per_trajectory > 1 and options.micro_batch < together:
         raise UserError(
             f"micro_batch {options.micro_batch} does not hold {options.steps_per_trajectory} steps of a trajectory × {options.rollouts} "
-            f"rollouts = {together}, which are to share their prompts. Raise --srl.micro_batch=N or lower --srl.steps_per_trajectory=N"
+            f"rollouts = {together}, which are to share their prompts. Raise --{options.section}.micro_batch=N or lower "
+            f"--{options.section}.steps_per_trajectory=N"
         )
-    passes = forward_passes(options.prompts * options.rollouts, options.micro_batch, "prompts × rollouts =")
     steps = step_count(source.size, options.prompts, options.epochs, options.max_steps)
     arguments = GRPOConfig(
         output_dir=str(folder),
