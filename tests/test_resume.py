@@ -33,6 +33,7 @@ OPTIONS = (
     "--srl.learning_rate=1e-3",
     "--srl.dynamic_sampling=true",
     "--srl.max_tries=200",
+    "--srl.steps_per_trajectory=2",
     "--gate.groups=2",
     "--validation.every=5",
     "--validation.steps=4",
