@@ -241,7 +241,9 @@ def test_a_group_in_several_micro_batches_is_shared_within_each(qwen: Shape) -> 
     assert step.unshared.tokens == 3 * 8 * (200 + 20)
     assert step.shared.tokens == 3 * (200 + 8 * 20)
     assert (step.sampled, step.read.tokens, step.batch) == (3 * 8 * 20, 3 * 200, 24)
-    supervised = estimate.supervised_step([100, 300], [10, 30], 64)
+    trajectory = estimate.supervised_step([100, 300], [10, 30], [340], 2)
+    assert (trajectory.forwarded.tokens, trajectory.unshared.tokens, trajectory.forwarded.scored) == (2 * 340, 2 * 440, 2 * 40)
+    supervised = estimate.supervised_step([100, 300], [10, 30], [110, 330], 64)
     assert supervised.forwarded.tokens == 64 * 220
     assert supervised.forwarded.scored == 64 * 20
     assert supervised.sampled == 0

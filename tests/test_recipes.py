@@ -14,6 +14,8 @@ from harness.train.setup import stages_of
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*-*.yaml") if path.stem.count("-") == 1)
 """Of the paper; a third part names a machine."""
+FOR_ONE_CARD = {"swe-srl-h100": {"learning_rate": 5e-6}, "swe-srl-h200": {}}
+"""Where they differ from what is published, besides what memory is spent on."""
 RL = {"epochs": 30, "rollouts": 8, "learning_rate": 5e-7, "warmup_ratio": 0.0, "temperature": 1.0, "grad_norm": 1.0, "kl": 0.0}
 SFT = {"epochs": 3, "batch": 64, "learning_rate": 5e-6, "schedule": "cosine", "warmup_ratio": 0.3, "unit": "steps"}
 BATCH = {"srl": 512, "rlvr": 128}
@@ -72,3 +74,13 @@ def test_a_recipe_names_what_it_sets(name: str) -> None:
         "pipeline": {"srl", "rlvr", "episodes"},
     }[name.partition("-")[2]]
     assert not unread & set(read_yaml(CONFIGS / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("name", FOR_ONE_CARD)
+def test_a_recipe_for_one_card_differs_in_memory_alone(name: str) -> None:
+    config, published = loaded(name), loaded(name.rpartition("-")[0])
+    sizes = {"micro_batch", "sample_batch"}
+    different = {key: getattr(config.srl, key) for key in RL if getattr(config.srl, key) != RL[key]}
+    assert different == FOR_ONE_CARD[name]
+    assert config.srl.model_copy(update=published.srl.model_dump(include=sizes | different.keys())) == published.srl
+    assert config.model_copy(update={"srl": published.srl, "memory": published.memory}) == published

@@ -41,8 +41,8 @@ class Data(NamedTuple):
     prompts: Sequence[int]
     completions: Sequence[int]
     steps: int | None
-    supervised: dict[str, tuple[int, int]]
-    """For each supervised stage: sequences, and tokens of the longest."""
+    supervised: dict[str, Sequence[int]]
+    """Of the sequences of each supervised stage."""
 
 
 class Device(NamedTuple):
@@ -77,7 +77,7 @@ def dry_run(config: TrainConfig, env: type[Env], device_gb: float | None) -> dic
 
 
 def _read(config: TrainConfig, env: type[Env]) -> tuple[Shape, Data]:
-    here = all(Path(source).exists() for source in config.data) and stages_of(config) != ["rlvr"]
+    here = config.data and all(Path(source).exists() for source in config.data) and stages_of(config) != ["rlvr"]
     examples = load_examples(config, env) if here else None
     tokenizer = None
     if config.model != TINY_MODEL:
@@ -88,17 +88,18 @@ def _read(config: TrainConfig, env: type[Env]) -> tuple[Shape, Data]:
             tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else train_tokenizer(corpus(examples), config.tiny.vocabulary)
         model = tiny_config(config.tiny, len(tokenizer) if tokenizer else config.tiny.vocabulary)
     shape = estimate.shape_of(model, config.memory.lora_targets)
+    supervised = {name: options for name in stages_of(config) if isinstance(options := getattr(config, name), Supervised)}
     if examples is None:
-        return shape, Data((config.max_prompt_tokens,), (config.srl.max_completion_tokens,), None, {})
+        prompt, completion = config.max_prompt_tokens, config.srl.max_completion_tokens
+        limits = {name: (min(prompt + completion, options.max_tokens),) for name, options in supervised.items()}
+        limits |= {name: (options.max_tokens,) for name, options in supervised.items() if options.unit == "trajectory"}
+        return shape, Data((prompt,), (completion,), None, limits)
     with tempfile.TemporaryDirectory() as folder:
         samples = make_samples(examples.train, examples.systems, Prompts(tokenizer, Path(folder)), config.max_prompt_tokens, Counter())
         completions = [len(ids) + 1 for ids in tokenizer([sample.completion for sample in samples], add_special_tokens=False)["input_ids"]]
-        supervised = {}
-        for name in stages_of(config):
-            if isinstance(options := getattr(config, name), Supervised):
-                sequences = (Trajectories if options.unit == "trajectory" else Sequences)(samples, tokenizer, options)
-                supervised[name] = len(sequences), max(sequences.lengths)
-    return shape, Data([sample.prompt_tokens for sample in samples], completions, len(samples), supervised)
+        kinds = {"steps": Sequences, "trajectory": Trajectories}
+        lengths = {name: kinds[options.unit](samples, tokenizer, options).lengths for name, options in supervised.items()}
+    return shape, Data([sample.prompt_tokens for sample in samples], completions, len(samples), lengths)
 
 
 def _device(config: TrainConfig, device_gb: float | None) -> Device:
@@ -133,8 +134,9 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
         options: Supervised | Reinforced = getattr(config, name)
         shared, longest, reference = _shared(options, device), max(data.prompts), False
         if isinstance(options, Supervised):
-            _, length = data.supervised.get(name, (0, options.max_tokens))
-            tokens, scored = options.micro_batch * length, options.micro_batch * min(max(data.completions), length)
+            length = max(data.supervised[name])
+            every = options.prompt_loss or options.unit == "trajectory"
+            tokens, scored = options.micro_batch * length, options.micro_batch * (length if every else min(max(data.completions), length))
         else:
             reference = options.kl > 0
             scored = options.micro_batch * options.max_completion_tokens
@@ -164,9 +166,9 @@ def _stage(config: TrainConfig, name: str, shape: Shape, data: Data, device: Dev
     if isinstance(options, Outcome):
         return {"steps": options.max_steps, "not_estimated": "how long episodes are is not known before they are played"}
     if isinstance(options, Supervised):
-        size, _ = data.supervised.get(name, (None, 0))
-        steps = step_count(size, options.batch, options.epochs, options.max_steps) if size else options.max_steps
-        found = {"expected": estimate.supervised_step(data.prompts, data.completions, options.batch)}
+        lengths = data.supervised[name]
+        steps = step_count(len(lengths), options.batch, options.epochs, options.max_steps) if data.steps else options.max_steps
+        found = {"expected": estimate.supervised_step(data.prompts, data.completions, lengths, options.batch)}
     else:
         steps = step_count(data.steps, options.prompts, options.epochs, options.max_steps) if data.steps else options.max_steps
         limit, shared = options.max_completion_tokens, _shared(options, device)

@@ -245,10 +245,17 @@ class Step(NamedTuple):
 NOTHING = Work(0.0, 0.0, 0.0)
 
 
-def supervised_step(prompts: Sequence[int], completions: Sequence[int], batch: int) -> Step:
-    """With a batch of such sequences."""
-    work = _times(_mean([sequences(*pair, 1) for pair in zip(prompts, completions, strict=True)]), batch)
-    return Step(work, work, work, NOTHING, 0.0, 0.0, 0.0, 1)
+def supervised_step(prompts: Sequence[int], completions: Sequence[int], lengths: Sequence[int], batch: int) -> Step:
+    """With a batch of sequences.
+
+    Args:
+        prompts, completions: of single steps.
+        lengths: of the sequences, which are steps or, with prefixes once, the steps of a trajectory.
+    """
+    steps = batch * len(prompts) / len(lengths)
+    alone = _times(_mean([sequences(*pair, 1) for pair in zip(prompts, completions, strict=True)]), steps)
+    work = _times(_mean([Work(length, length**2 / 2, 0.0) for length in lengths]), batch)._replace(scored=alone.scored)
+    return Step(work, alone, work, NOTHING, 0.0, 0.0, 0.0, 1)
 
 
 def reinforced_step(prompts: Sequence[int], completions: Sequence[int], options: Reinforced, shared: bool) -> Step:
