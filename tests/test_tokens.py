@@ -146,6 +146,24 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     assert texts_of(first, [number]) == "text"
 
 
+def test_what_was_saved_is_read_beside_the_process_that_writes(tmp_path: Path) -> None:
+    writer = store(tmp_path)
+    numbers = [writer.add("one"), writer.add("two")]
+    writer.save()
+    reader = TokenStore(tmp_path, ordinals, "ordinals", 0x110000, read_only=True)
+    assert [reader.add("two"), reader.add("one")] == numbers[::-1]
+    assert texts_of(reader, numbers) == "onetwo"
+    assert reader.count("three") == 5
+    writer.add("three")
+    writer.save()
+    reader.save()
+    assert len(TokenStore(tmp_path, ordinals, "ordinals", 0x110000, read_only=True)) == 3
+    with pytest.raises(AssertionError, match="not in the store"):
+        reader.length([reader.add("four")])
+    with pytest.raises(AssertionError, match="nothing of this tokenizer"):
+        TokenStore(tmp_path, ordinals, "another", 0x110000, read_only=True)
+
+
 def reference(
     tokenizer: PreTrainedTokenizerBase, step: StepExample, limit: int, system: str = SYSTEMS["calls"]
 ) -> tuple[list[int], Counter[str]]:

@@ -11,7 +11,7 @@ model of that time. So every prompt before the frontier was trained on once or d
 group trains a model that did not sample it. Without dynamic sampling every group is taken.
 
 A resumable checkpoint holds the frontier (`sampling.json`) beside the random states, so a resumed stage neither skips nor repeats a prompt.
-Several processes: each samples an equal part of a round, all read all groups and decide alike (not tested on more than one).
+Several processes: each samples an equal part of a round, all read all groups and decide alike.
 """
 
 from __future__ import annotations

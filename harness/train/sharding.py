@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from harness.train import processes
@@ -61,6 +62,13 @@ def load_whole(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
 
+def _copied(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """A frozen copy on the device, moved weight by weight. Buffers stay as exact as they are: positions need it."""
+    kind = {"dtype": torch.bfloat16} if device == "cuda" else {}
+    moved = {id(weight): Parameter(weight.detach().to(device, copy=True, **kind), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, moved | {id(buffer): buffer.to(device, copy=True) for buffer in model.buffers()})
+
+
 class Replica:
     """What samples from a model: the model itself, or a copy of it where it is sharded.
 
@@ -78,7 +86,7 @@ class Replica:
         if processes.count() == 1:
             model.to(device)
             return
-        self.model = copy.deepcopy(model).to(device=device, dtype=torch.bfloat16 if device == "cuda" else None).requires_grad_(False)
+        self.model = _copied(model, device)
         shard(model, device)
 
     def refresh(self) -> None:
