@@ -11,7 +11,8 @@ import torch
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate import Sampling, load_generator
-from harness.generate_hf import TransformersGenerator, decode, decode_chunks, end_tokens, load_model, load_tokenizer, prompt_ids, uniforms
+from harness.generate_decode import decode, decode_chunks, uniforms
+from harness.generate_hf import TransformersGenerator, end_tokens, load_model, load_tokenizer, prompt_ids
 from harness.prompt import CHAT_TEMPLATE, Message
 from harness.train.config import TinyModel
 from harness.train.tiny import build_model, train_tokenizer

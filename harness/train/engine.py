@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from harness.generate import Sampled
-from harness.generate_hf import decode_chunks
+from harness.generate_decode import decode_chunks
 from harness.train.sharding import Replica
 
 
@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """Samples in the process that trains, by `harness.generate_hf.decode`.
+    """Samples in the process that trains, by `harness.generate_decode.decode`.
 
     Args:
         replica: of the model that is trained.

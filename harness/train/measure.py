@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.generate_hf import decode_chunks, end_tokens
+from harness.generate_decode import decode_chunks
+from harness.generate_hf import end_tokens
 from harness.reward import Scored
 from harness.reward_pool import Candidate, RewardPool
 from harness.train import processes
