@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from harness.edit_reward import EditStep, edit_similarity
 from harness.prompt import FormatError, Wire, parse_output
 from harness.similarity import matched_characters
 from harness_trajectories import Action, comparable
@@ -17,6 +18,7 @@ MAX_WORK = 4e9
 """Cells of the comparison, a fifth of a second; two ordinary texts of `LONGEST` need a fifth of it, only degenerate ones
 ("aaaa…" against "abab…", which is cubic) more."""
 
+Reward = Literal["similarity", "edit"]
 Penalty = Literal["format", "length", "work"]
 Failure = Literal["expert", "slow", "crashed"]
 
@@ -33,6 +35,12 @@ class Scored(NamedTuple):
     penalty: Penalty | None
     failure: Failure | None = None
     """The expert's action is empty or too long to compare; or a scoring process (`harness/reward_pool.py`) was too slow or died."""
+    edit: float | None = None
+    """What stands in place of `reward` where edits are compared by what they do; None where they are not compared so."""
+
+    def paid(self, kind: Reward) -> float | None:
+        """The reward of this kind."""
+        return self.reward if kind == "similarity" or self.edit is None else self.edit
 
 
 def similarity(model_text: str, expert_text: str) -> float:
@@ -51,7 +59,7 @@ def expert_text(target: Sequence[Action]) -> str:
     return "\n".join(comparable(action) for action in target)
 
 
-def step_reward(completion: str, expert: str, wire: Wire) -> Scored:
+def step_reward(completion: str, expert: str, wire: Wire, edit: EditStep | None = None) -> Scored:
     """Score what the model wrote for one step.
 
     −1 is given for a bad format or an unparseable call, for an action longer than `min(max(4 × expert, 4096), 16384)` characters, and for
@@ -60,19 +68,22 @@ def step_reward(completion: str, expert: str, wire: Wire) -> Scored:
     Args:
         completion: the whole text, think span included.
         expert: from `expert_text`.
+        edit: the step, where the expert edits text that is known.
     """
     try:
-        model = comparable(parse_output(completion, wire).action)
+        action = parse_output(completion, wire).action
     except FormatError:
         return Scored(PENALTY, False, False, "format")
+    model = comparable(action)
     if not expert or len(expert) > LONGEST:
         return Scored(None, True, model == expert, None, "expert")
     if len(model) > min(max(4 * len(expert), 4096), LONGEST):
         return Scored(PENALTY, True, False, "length")
+    effect = edit_similarity(action, edit, LONGEST, MAX_WORK) if edit else None
     if model == expert:
-        return Scored(1.0, True, True, None)
+        return Scored(1.0, True, True, None, edit=effect)
     value = _bounded_similarity(model, expert, MAX_WORK)
-    return Scored(PENALTY, True, False, "work") if value is None else Scored(value, True, False, None)
+    return Scored(PENALTY, True, False, "work") if value is None else Scored(value, True, False, None, edit=effect)
 
 
 def _bounded_similarity(model: str, expert: str, max_work: float) -> float | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from harness.edit_reward import EditStep
 from harness.pool import Crashed, Late, Pool
 from harness.prompt import Wire
 from harness.reward import Scored, similarity, step_reward
@@ -28,6 +29,7 @@ class Candidate(NamedTuple):
     completion: str
     expert: str
     wire: Wire
+    edit: EditStep | None = None
 
 
 class RewardPool:
@@ -54,7 +56,7 @@ class RewardPool:
 
     def _score(self, candidate: Candidate) -> Scored:
         try:
-            scored = self._pool.call(candidate.completion, candidate.expert, candidate.wire)
+            scored = self._pool.call(*candidate[1:])
         except (Late, Crashed) as error:
             lengths = f"{len(candidate.completion)} characters against {len(candidate.expert)}"
             _log.warning("sample %s: scoring %s (%s); it has no reward", candidate.id, error, lengths)
@@ -78,7 +80,7 @@ class RewardPool:
         self.close()
 
 
-def prepare() -> Callable[[str, str, Wire], Scored]:
+def prepare() -> Callable[[str, str, Wire, EditStep | None], Scored]:
     """What a process of the pool does first."""
     similarity("a", "b")  # compiles the kernel before any sample's time runs
     return step_reward

@@ -6,16 +6,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from trl import GRPOTrainer
 
+from harness.edit_reward import EditStep
 from harness.generate import Sampled
 from harness.generate_hf import end_tokens
 from harness.prompt import Message
+from harness.reward import expert_text, similarity
 from harness.reward_pool import RewardPool
-from harness.train.config import Memory, Reinforced, TinyModel
+from harness.train.config import Memory, Reinforced, StepWise, TinyModel
 from harness.train.data import Baselines, Sample, make_samples
 from harness.train.engine import Engine
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
@@ -25,7 +28,7 @@ from harness.train.rollouts import Rollout, Turn
 from harness.train.sampling import PromptStream
 from harness.train.step_rollouts import StepRollouts
 from harness.train.tiny import build_model, train_tokenizer
-from harness_trajectories import Action
+from harness_trajectories import Action, comparable, render
 from harness_trajectories.steps import StepExample
 
 FULL = Memory()
@@ -271,7 +274,7 @@ def test_steps_are_scored_and_what_is_logged_of_them(tmp_path: Path) -> None:
     known, end = samples(tmp_path), tokenizer.eos_token_id
     texts = [TEXTS[0], TEXTS[1], "no think", TEXTS[2]]
     ids = [[*tokenizer(text)["input_ids"], end] for text in texts]
-    options = Reinforced(rollouts=2, prompts=2)
+    options = StepWise(rollouts=2, prompts=2)
     with RewardPool() as pool:
         source = StepRollouts(known, Baselines(known, 0), tokenizer, [end], options, tmp_path, 3, 0, pool, Phases())
         groups = source.roll([0, 2], [0, 1], Saying([ids[:2], [ids[2][:-1], ids[3]]]))
@@ -295,6 +298,30 @@ def test_steps_are_scored_and_what_is_logged_of_them(tmp_path: Path) -> None:
     assert source.figures["format_ok"] == 5 / 6
     source.note(8, groups[:1])
     assert source.figures["format_ok"] == 1
+
+
+@pytest.mark.parametrize("reward", ["similarity", "edit"])
+def test_edits_are_paid_by_their_words_or_by_what_they_do(tmp_path: Path, reward: Literal["similarity", "edit"]) -> None:
+    tokenizer = train_tokenizer([*TEXTS, "user\nassistant\n"], 330)
+    expert, model = (
+        Action(tool="str_replace_editor", arguments={"command": "str_replace", "path": "a", "old_str": old, "new_str": new})
+        for old, new in (("b", "c"), ("a\nb", "a\nc"))
+    )
+    edit = EditStep(expert, {"a": "a\nb\n"})
+    known = [samples(tmp_path)[0]._replace(wire="calls", expert=expert_text([expert]), edit=edit)]
+    ids = [tokenizer(f"<think></think>{render(one)}")["input_ids"] for one in (model, Action(tool="submit"))]
+    with RewardPool() as pool:
+        options = StepWise(rollouts=2, prompts=2, reward=reward)
+        source = StepRollouts(known, Baselines(known, 0), tokenizer, [0], options, tmp_path, 0, 0, pool, Phases())
+        groups = source.roll([0], [0], Saying([ids]))
+    source.note(1, groups)
+    words = [similarity(comparable(one), comparable(expert)) for one in (model, Action(tool="submit"))]
+    rewards = words if reward == "similarity" else [1.0, words[1]]
+    assert [one.reward for one in groups[0]] == rewards
+    assert source.figures["reward"] == sum(rewards) / 2
+    assert source.figures["similarity"] == sum(words) / 2
+    assert source.figures["edit_similarity"] == (1.0 + words[1]) / 2
+    assert source.figures["edits"] == 1
 
 
 def test_the_end_tokens_are_those_of_trl(tmp_path: Path) -> None:

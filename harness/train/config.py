@@ -116,6 +116,14 @@ class Reinforced(Options):
     grad_norm: float = Field(default=1.0, gt=0)
 
 
+class StepWise(Reinforced):
+    """SRL: a prompt is a step, its reward the similarity of the model's action to the expert's."""
+
+    reward: Literal["similarity", "edit"] = "similarity"
+    """`edit`: where the expert edits a file that the context shows, edits are compared by what they do to it (harness/edit_reward.py).
+    Both are logged in any case."""
+
+
 class Outcome(Reinforced):
     """RLVR: a prompt is a task, a rollout an episode, its reward the environment's grade. A group of equal outcomes has no signal."""
 
@@ -216,7 +224,7 @@ class TrainConfig(Options):
     tiny: TinyModel = TinyModel()
     warmup: WarmUp = WarmUp()
     sft: Supervised = Supervised()
-    srl: Reinforced = Reinforced()
+    srl: StepWise = StepWise()
     rlvr: Outcome = Outcome()
     episodes: Episodes = Episodes()
     memory: Memory = Memory()

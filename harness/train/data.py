@@ -5,22 +5,25 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from harness.edit_reward import EditStep, edit_step
 from harness.env import Env
 from harness.prompt import Message, Wire, completion, messages
 from harness.reward import expert_text, similarity
+from harness.reward_pool import Candidate
 from harness.train.config import TrainConfig
 from harness.train.prompts import Prompt, Prompts
 from harness_trajectories import Trajectory
 from harness_trajectories.errors import UserError
-from harness_trajectories.steps import StepExample, split_by_instance, step_examples
+from harness_trajectories.steps import ContextPolicy, StepExample, split_by_instance, step_examples
 from harness_trajectories.store import open_data
 
 CANDIDATES = 30
@@ -45,6 +48,12 @@ class Sample(NamedTuple):
     """The compared text of the action before it; empty at the first step."""
     cut: bool = False
     """Something of the prompt was cut to fit."""
+    edit: EditStep | None = None
+    """Where the expert edits what the context shows."""
+
+    def candidate(self, text: str) -> Candidate:
+        """A completion to be scored."""
+        return Candidate(self.id, text, self.expert, self.wire, self.edit)
 
     @property
     def trajectory(self) -> tuple[str, Wire]:
@@ -62,6 +71,9 @@ class Examples:
     """The system prompt by wire format."""
     env: dict[str, Any] = field(default_factory=dict)
     """Options of the environment that the data decide."""
+    edits: dict[tuple[str, Wire, int], EditStep] = field(default_factory=dict)
+    """By trajectory, wire and index: the steps whose expert edits what was seen of a file before, in the whole run and not in the kept
+    context alone."""
     counts: Counter[str] = field(default_factory=Counter)
     """`trajectories`, `errors`, `dropped:…`, `target`, and turns that are no targets by reason."""
 
@@ -106,6 +118,9 @@ def load_examples(config: TrainConfig, env: type[Env]) -> Examples:
     for part, into in ((train, examples.train), (val, examples.val)):
         for trajectory in part:
             into += step_examples(trajectory, config.context, config.targets, examples.counts)
+            for step in step_examples(trajectory, ContextPolicy(kind="full"), config.targets):
+                if (edit := edit_step(step)) is not None:
+                    examples.edits[step.trajectory_id, step.wire, step.index] = edit
     if not examples.train:
         raise UserError(f"no training steps in {', '.join(config.data)}: {dict(examples.counts)}")
     if config.context.title and not any(example.heading for example in examples.train):
@@ -161,9 +176,17 @@ def corpus(examples: Examples) -> Iterator[str]:
 
 
 def make_samples(
-    steps: Sequence[StepExample], systems: dict[Wire, str], prompts: Prompts, max_tokens: int, cuts: Counter[str]
+    steps: Sequence[StepExample],
+    systems: dict[Wire, str],
+    prompts: Prompts,
+    max_tokens: int,
+    cuts: Counter[str],
+    edits: Mapping[tuple[str, Wire, int], EditStep] = MappingProxyType({}),
 ) -> list[Sample]:
     """The steps within the prompt's limit. `cuts` gains what was cut, and `prompts`: how many prompts that touched.
+
+    Args:
+        edits: of `Examples`.
 
     Raises:
         UserError: the system prompt alone does not fit.
@@ -188,6 +211,7 @@ def make_samples(
                 expert_text(step.target),
                 expert_text(step.history[-1].actions) if step.history else "",
                 bool(cut),
+                edits.get((step.trajectory_id, step.wire, step.index)),
             )
         )
     prompts.store.save()

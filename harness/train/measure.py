@@ -8,27 +8,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.generate_decode import decode_chunks
 from harness.generate_hf import end_tokens
-from harness.reward import Scored
-from harness.reward_pool import Candidate, RewardPool
+from harness.reward import Reward, Scored
+from harness.reward_pool import RewardPool
 from harness.train import processes
-from harness.train.config import Gate
+from harness.train.config import Gate, StepWise
 from harness.train.data import Baselines, Sample
 from harness.train.failure import GateClosed
 from harness.train.rollouts import Rollout, Source
 from harness.train.sampling import PromptStream
 
 
-def summary(scored: Sequence[Scored], clipped: Sequence[bool]) -> dict[str, float]:
-    """Means over completions. `similarity` is over those of good format alone; a mean over nothing is 0. Of a completion whose scoring hung
-    or crashed nothing is known."""
+def summary(scored: Sequence[Scored], clipped: Sequence[bool], kind: Reward) -> dict[str, float]:
+    """Means over completions; over nothing it is 0. `reward` is what is trained on. `similarity`, and `edit_similarity` in which `edits` of
+    them were compared as edits, are over those of good format alone. Of a completion whose scoring hung or crashed nothing is known."""
     known = [score for score in scored if score.failure not in ("slow", "crashed")]
-    rewards = [score.reward for score in scored if score.reward is not None]
-    good = [score.reward for score in scored if score.reward is not None and score.penalty is None]
+    usable = [score for score in scored if score.reward is not None]
+    good = [score for score in usable if score.penalty is None]
     return {
-        "reward": _mean(rewards),
+        "reward": _mean([score.paid(kind) for score in usable]),
         "format_ok": _mean([score.format_ok for score in known]),
         "exact": _mean([score.exact for score in known]),
-        "similarity": _mean(good),
+        "similarity": _mean([score.paid("similarity") for score in good]),
+        "edit_similarity": _mean([score.paid("edit") for score in good]),
+        "edits": sum(score.edit is not None for score in good),
         "clipped": _mean(clipped),
         **{f"penalty_{kind}": sum(score.penalty == kind for score in scored) for kind in ("format", "length", "work")},
         "unscorable": sum(score.reward is None for score in scored),
@@ -42,17 +44,17 @@ def baseline_means(samples: Sequence[Sample], baselines: Baselines) -> dict[str,
 
 
 def validate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], max_tokens: int, batch: int, pool: RewardPool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: StepWise, pool: RewardPool
 ) -> dict[str, float]:
     """Greedy decoding of every sample; with several wire formats, the exact-action rate of each besides."""
     end = end_tokens(tokenizer, model)
     part = processes.mine(samples)
     prompts = [sample.prompt.ids() for sample in part]
-    options = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": max_tokens}
-    said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **options)}
+    limits = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": options.max_completion_tokens}
+    said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, options.sample_batch, **limits)}
     texts = [tokenizer.decode(said[index], skip_special_tokens=True) for index in range(len(part))]
-    scored = processes.gathered(pool.score([Candidate(one.id, text, one.expert, one.wire) for one, text in zip(part, texts, strict=True)]))
-    figures = summary(scored, processes.gathered([tokens[-1] not in end for tokens in said.values()]))
+    scored = processes.gathered(pool.score([one.candidate(text) for one, text in zip(part, texts, strict=True)]))
+    figures = summary(scored, processes.gathered([tokens[-1] not in end for tokens in said.values()]), options.reward)
     wires = sorted({sample.wire for sample in samples})
     if len(wires) > 1:
         figures |= {f"exact_{w}": _mean([scored[i].exact for i, sample in enumerate(samples) if sample.wire == w]) for w in wires}

@@ -94,8 +94,9 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
     tokenizer, model = _base(config, made, examples)
     cuts: Counter[str] = Counter()
     prompts = Prompts(tokenizer, run.path / TOKENS, read_only=not processes.is_first())
-    train = make_samples(examples.train, examples.systems, prompts, limit, cuts)
-    val = make_samples(_some(examples.val, config.validation.steps, config.seed), examples.systems, prompts, limit, cuts)
+    train = make_samples(examples.train, examples.systems, prompts, limit, cuts, examples.edits)
+    some = _some(examples.val, config.validation.steps, config.seed)
+    val = make_samples(some, examples.systems, prompts, limit, cuts, examples.edits)
     if cuts["prompts"]:
         print(f"cut to {limit} tokens: {cuts['prompts']} of {len(train) + len(val)} prompts {dict(cuts)}", file=sys.stderr)
     baselines = Baselines(train, config.seed)

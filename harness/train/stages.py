@@ -141,12 +141,11 @@ def _on_steps(setup: Setup, pool: RewardPool) -> Callable[[], Figures] | None:
     """Validation on the held-out steps."""
     if not setup.val:
         return None
-    options = setup.config.srl
 
     def measure() -> Figures:
         with during("while validating"):
             setup.replica.refresh()
-            found = validate(setup.replica.model, setup.tokenizer, setup.val, options.max_completion_tokens, options.sample_batch, pool)
+            found = validate(setup.replica.model, setup.tokenizer, setup.val, setup.config.srl, pool)
         return found | setup.baseline_figures
 
     return measure

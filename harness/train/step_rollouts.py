@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.prompt import FormatError, parse_output
 from harness.reward import Scored
-from harness.reward_pool import Candidate, RewardPool
+from harness.reward_pool import RewardPool
 from harness.runs import write_text
-from harness.train.config import Reinforced
+from harness.train.config import StepWise
 from harness.train.data import Baselines, Sample
 from harness.train.engine import Engine, completion_seeds
 from harness.train.measure import baseline_means, summary
@@ -48,7 +48,7 @@ class StepRollouts:
         baselines: Baselines,
         tokenizer: PreTrainedTokenizerBase,
         end: Sequence[int],
-        options: Reinforced,
+        options: StepWise,
         folder: Path,
         logged: int,
         seed: int,
@@ -81,12 +81,12 @@ class StepRollouts:
         sampled = engine.sample(prompts, copies=self.rollouts, seeds=completion_seeds(self._seed, places, self.rollouts))
         texts = [self._tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True) for group in sampled]
         different = list(dict.fromkeys((item, text) for item, group in zip(items, texts, strict=True) for text in group))
-        given = [Candidate((one := self._samples[item]).id, text, one.expert, one.wire) for item, text in different]
+        given = [self._samples[item].candidate(text) for item, text in different]
         with self.phases("scoring"):
             scores = dict(zip(different, self._pool.score(given), strict=True))
         return [
             [
-                _rollout(item, Turn(prompt, *one), Detail(text, scores[item, text], one.tokens[-1] not in self._end))
+                self._rollout(item, Turn(prompt, *one), Detail(text, scores[item, text], one.tokens[-1] not in self._end))
                 for one, text in zip(group, written, strict=True)
             ]
             for item, prompt, group, written in zip(items, prompts, sampled, texts, strict=True)
@@ -101,13 +101,17 @@ class StepRollouts:
         details: list[Detail] = [one.detail for one in every]
         varied = [has_signal([one.reward for one in group], self._options.min_deviation) for group in self._groups]
         self.figures = {
-            **summary([one.scored for one in details], [one.clipped for one in details]),
+            **summary([one.scored for one in details], [one.clipped for one in details], self._options.reward),
             **baseline_means([self._samples[group[0].item] for group in self._groups], self._baselines),
             "zero_variance": 1 - sum(varied) / len(varied),
         }
         if self._logged:
             rows = [_row(self._samples[one.item], one) for one in every[: self._logged]]
             write_text(self._folder / f"step-{step:05}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def _rollout(self, item: int, turn: Turn, detail: Detail) -> Rollout:
+        reward = detail.scored.paid(self._options.reward)
+        return Rollout(item, (turn,), float("nan") if reward is None else reward, detail)
 
 
 def _row(sample: Sample, rollout: Rollout) -> dict[str, Any]:
@@ -119,7 +123,3 @@ def _row(sample: Sample, rollout: Rollout) -> dict[str, Any]:
         action = None
     figures = {**detail.scored._asdict(), "clipped": detail.clipped, "tokens": len(rollout.tokens)}
     return {"sample": sample.id, **figures, "action": action, "expert": sample.expert, "completion": detail.text}
-
-
-def _rollout(item: int, turn: Turn, detail: Detail) -> Rollout:
-    return Rollout(item, (turn,), float("nan") if detail.scored.reward is None else detail.scored.reward, detail)

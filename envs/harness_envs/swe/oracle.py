@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
+from harness.edit import DIVIDER, REPLACE, SEARCH, apply_edits, edits_between, parse_edits
 from harness.grade import PatchError, touched
 from harness.sandbox import ImageMissing, NoEngine
-from harness_envs.swe.edit import DIVIDER, REPLACE, SEARCH, apply_edits, edits_between, parse_edits
 from harness_envs.swe.env import SweEnv
 from harness_envs.swe.excerpt import Excerpt, excerpts
 from harness_envs.swe.patch import git_apply, git_diff

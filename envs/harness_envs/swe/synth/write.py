@@ -22,12 +22,12 @@ from typing import Any, get_args
 from pydantic import JsonValue
 
 from harness.agent import Record
+from harness.edit import edits_between
 from harness.env import OpenSandbox, Split
 from harness.progress import Progress
 from harness.runs import write_json, write_text
 from harness_envs.splits import quotas
 from harness_envs.swe.agent import SweAgentEnv
-from harness_envs.swe.edit import edits_between
 from harness_envs.swe.env import SweConfig
 from harness_envs.swe.oracle import SweOracleEnv
 from harness_envs.swe.synth.batch import Executor

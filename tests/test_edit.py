@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from harness.edit import Edit, EditError, apply_edits, edits_between, parse_edits
 from harness.grade import PatchError, touched
 from harness_envs.swe.dataset import load_tasks
-from harness_envs.swe.edit import Edit, EditError, apply_edits, edits_between, parse_edits
 from harness_envs.swe.patch import git_apply, git_diff
 
 LINES = st.lists(st.sampled_from(["", "a", "b", "    x = 1", "é", "=" * 8, "# <<<<<<<", "\t"]), max_size=12)
