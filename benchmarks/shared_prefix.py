@@ -24,8 +24,10 @@ import torch
 from training_case import CASES, TOKENIZER, Case, build_model, our_trainer, step_prompts, stock_trainer
 from trl import GRPOTrainer
 
+from harness.train.config import Memory
 from harness.train.engine import Engine
 from harness.train.packing import prefix_tree
+from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
 
 STEPS = 4
@@ -40,7 +42,11 @@ class Given:
     def __init__(self, group: list[Rollout]) -> None:
         self.rollouts = len(group)
         self.figures: dict[str, float] = {}
+        self.phases = Phases()
         self._group = group
+
+    def name(self, item: int) -> str:
+        return "given"
 
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         return [self._group for _ in items]
@@ -58,8 +64,9 @@ def trainers(case: Case, prompt: list[int]) -> tuple[GRPOTrainer, GRPOTrainer, d
     """Stock's and ours, with the same weights; and the batch, as TRL's loss gets it."""
     zeros = [0.0] * case.completion
     group = [Rollout(0, (Turn(prompt, said, zeros),), float(n)) for n, said in enumerate(completions(case, case.group))]
-    stock = stock_trainer(case, build_model(case), ["text"], lambda **columns: [0.0])
-    ours = our_trainer(case, build_model(case), Given(group))
+    memory = Memory(gradient_checkpointing=case.checkpointed)
+    stock = stock_trainer(case, build_model(case), ["text"], lambda **columns: [0.0], memory)
+    ours = our_trainer(case, build_model(case), Given(group), memory)
     for trainer in (stock, ours):
         trainer.current_gradient_accumulation_steps = 1
         if case.checkpointed:

@@ -3,7 +3,8 @@
 Both sides train the same weights on the same prompts, score by the same pool, and write completions of one fixed length (the token that
 would end them is one that the model lacks). Stock generates with transformers; ours is the trainer as shipped. With `--steps` of more
 than one, the prompts are consecutive steps of one trajectory with the full history: ours packs them into one micro-batch, stock takes a
-group at a time. Both run `trainer.train()` in turns; a speedup is the median over pairs of neighbours.
+group at a time. On a GPU both train LoRA adapters, so that two models fit one card. Both run `trainer.train()` in turns; a speedup is
+the median over pairs of neighbours.
 
 The floor is counted in token-forwards, a backward pass being two: each different prompt token once to sample and three times to train,
 each completion token four times. The seconds it would take are those of the model's plain forward of the last prompt, by token. A GPU
@@ -29,13 +30,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import transformers
 import trl
-from peft import LoraConfig, get_peft_model
 from training_case import CASES, TOKENIZER, Case, build_model, our_trainer, step_prompts, stock_trainer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from harness.reward_pool import Candidate, RewardPool
+from harness.train.config import Memory
 from harness.train.engine import Engine
 from harness.train.packing import prefix_tree
+from harness.train.phases import Phases
 from harness.train.rollouts import Rollout, Turn
 
 WORDS = ["".join(random.Random(n).choices("abcdefghij ", k=4)) for n in range(512)]
@@ -102,8 +104,12 @@ class Steps:
         self.trajectories = [0] * self.size
         self.rollouts = rollouts
         self.figures: dict[str, float] = {}
+        self.phases = Phases()
         self._prompts = TOKENIZER(prompts)["input_ids"]
         self._score = score
+
+    def name(self, item: int) -> str:
+        return f"step {item}"
 
     def roll(self, items: Sequence[int], places: Sequence[int], engine: Engine) -> list[list[Rollout]]:
         groups = engine.sample([self._prompts[item] for item in items], copies=self.rollouts)
@@ -115,12 +121,6 @@ class Steps:
 
     def note(self, step: int, groups: Sequence[Sequence[Rollout]]) -> None:
         return
-
-
-def trained(case: Case) -> PreTrainedModel:
-    """On a GPU with LoRA: both sides' weights and optimizer then fit one card."""
-    model = build_model(case)
-    return model if case.device == "cpu" else get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
 
 
 def token_forwards(case: Case, prompts: list[str]) -> dict[str, int]:
@@ -164,9 +164,10 @@ def measure(case: Case, steps: int, rounds: int) -> dict[str, Any]:
             return [float(one.reward) for one in pool.score(candidates)]
 
         scoring = clock.measured("scoring", score)
-        stock = stock_trainer(case, trained(case), prompts, lambda completion_ids, **columns: scoring(completion_ids))
+        memory = Memory(lora_rank=case.lora_rank, gradient_checkpointing=case.checkpointed)
+        stock = stock_trainer(case, build_model(case), prompts, lambda completion_ids, **columns: scoring(completion_ids), memory)
         stock._generate = clock.measured("sampling", stock._generate)
-        ours = our_trainer(case, trained(case), Steps(prompts, case.group, scoring))
+        ours = our_trainer(case, build_model(case), Steps(prompts, case.group, scoring), memory)
         ours.engine.sample = clock.measured("sampling", ours.engine.sample)
 
         def run(trainer: Trainer) -> dict[str, float]:

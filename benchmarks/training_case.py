@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from harness.train.config import Reinforced
+from harness.train.adapters import adapter_config
+from harness.train.config import Memory, Reinforced
 from harness.train.engine import ModelEngine
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.rollouts import Source
+from harness.train.sharding import Replica
 from harness.train.tiny import train_tokenizer
 
 LETTERS = "bcdfghjklmnpqrsvwz"
@@ -43,12 +45,14 @@ class Case:
     prompt: int
     completion: int
     group: int
+    lora_rank: int
+    """In the whole step; the update by itself trains all weights."""
     device: str
 
 
 CASES = {
-    "cpu": Case(6, 256, 1024, 4, 4, 1536, True, torch.float32, False, 1900, 100, 8, "cpu"),
-    "gpu": Case(28, 3584, 18944, 28, 4, 152064, False, torch.bfloat16, True, 8192, 500, 8, "cuda"),  # Qwen2.5-7B
+    "cpu": Case(6, 256, 1024, 4, 4, 1536, True, torch.float32, False, 1900, 100, 8, 0, "cpu"),
+    "gpu": Case(28, 3584, 18944, 28, 4, 152064, False, torch.bfloat16, True, 8192, 500, 8, 16, "cuda"),  # Qwen2.5-7B
 }
 
 
@@ -80,7 +84,9 @@ def step_prompts(case: Case, steps: int, context: str) -> list[str]:
     return [issue + "".join(turns[: step + 1] if context == "full" else turns[max(step - 1, 0) : step + 1]) for step in range(steps)]
 
 
-def stock_trainer(case: Case, model: PreTrainedModel, prompts: list[str], reward: Callable[..., list[float]]) -> GRPOTrainer:
+def stock_trainer(
+    case: Case, model: PreTrainedModel, prompts: list[str], reward: Callable[..., list[float]], memory: Memory
+) -> GRPOTrainer:
     """TRL's own: one optimizer step over the prompts, a group in each micro-batch."""
     arguments = GRPOConfig(
         output_dir=tempfile.gettempdir(),
@@ -94,7 +100,7 @@ def stock_trainer(case: Case, model: PreTrainedModel, prompts: list[str], reward
         loss_type="grpo",
         beta=0.0,
         bf16=case.device != "cpu",
-        gradient_checkpointing=case.checkpointed,
+        gradient_checkpointing=memory.gradient_checkpointing,
         use_cpu=case.device == "cpu",
         save_strategy="no",
         report_to="none",
@@ -106,13 +112,14 @@ def stock_trainer(case: Case, model: PreTrainedModel, prompts: list[str], reward
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=TOKENIZER,
+        peft_config=adapter_config(memory),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.eos_token_ids = [case.vocabulary]  # a token that the model cannot write
     return trainer
 
 
-def our_trainer(case: Case, model: PreTrainedModel, source: Source) -> ReinforcedTrainer:
+def our_trainer(case: Case, model: PreTrainedModel, source: Source, memory: Memory) -> ReinforcedTrainer:
     """As shipped: one optimizer step over the source's items, all in one micro-batch."""
     options = Reinforced(
         max_steps=1,
@@ -123,8 +130,9 @@ def our_trainer(case: Case, model: PreTrainedModel, source: Source) -> Reinforce
         dynamic_sampling=False,
         max_completion_tokens=case.completion,
     )
-    trainer = reinforced_trainer(model, TOKENIZER, source, options, Path(tempfile.gettempdir()), seed=0, every=1)
+    trainer = reinforced_trainer(model, TOKENIZER, source, options, Path(tempfile.gettempdir()), seed=0, every=1, memory=memory)
     trainer.args.save_strategy = "no"
     pad, batch = TOKENIZER.pad_token_id, options.sample_batch
-    trainer.engine = ModelEngine(lambda: trainer.model, [case.vocabulary], pad, case.completion, options.temperature, batch)
+    replica = Replica(trainer.model, case.device)
+    trainer.engine = ModelEngine(replica, [case.vocabulary], pad, case.completion, options.temperature, batch)
     return trainer
