@@ -1,6 +1,7 @@
 """Our environments for TRL's own trainer: `GRPOTrainer(environment_factory=…, train_dataset=…)` of TRL 1.16.
 
-    env, config = load_env("sql"), SqlEnv.Config()
+    env = load_env("sql")
+    config = env.Config()
     trainer = GRPOTrainer(
         model,
         args=GRPOConfig(max_completion_length=512, num_generations=8, ...),

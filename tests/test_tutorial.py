@@ -23,7 +23,7 @@ def sources() -> dict[Path, bytes]:
 
 def test_at_most_forty_lines_are_written() -> None:
     (written,) = (text for kind, text in BLOCKS if kind == "python")
-    assert "Put it into `demo/demo.py`:\n\n```python" in TUTORIAL
+    assert "Put them into `demo/demo.py`:\n\n```python" in TUTORIAL
     assert len([line for line in written.splitlines() if line.strip()]) <= 40
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "text"}
 
@@ -50,5 +50,5 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert [row["step"] for row in steps] == list(range(1, 11))
     assert any(row["grad_norm"] > 0 and row["zero_variance"] < 1 for row in steps), "SRL had nothing to learn from"
     resolved = {name: json.loads((tmp_path / f"runs/demo-{name}/report.json").read_text())["resolved"] for name in ("eval", "gold", "null")}
-    assert (resolved["gold"], resolved["null"]) == (100, 0)
-    assert resolved["eval"] > 40, "no better than one colour always"
+    assert (resolved["gold"], resolved["null"]) == (60, 0)
+    assert resolved["eval"] > 30, "no better than the same colour always"
