@@ -29,6 +29,7 @@ OPTIONS = (
     "--srl.prompts=2",
     "--srl.rollouts=4",
     "--srl.micro_batch=8",
+    "--srl.steps_per_trajectory=2",
     "--srl.max_completion_tokens=48",
     "--srl.learning_rate=1e-3",
     "--srl.dynamic_sampling=true",

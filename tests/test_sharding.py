@@ -79,6 +79,7 @@ def reinforced(folder: Path, **options: Any) -> tuple[Trainer, Replica]:
     settings = {"prompts": 4, "rollouts": 4, "micro_batch": 4, "max_completion_tokens": 6, "max_steps": STEPS}
     settings |= {"learning_rate": 1e-3, "grad_norm": 1e9, **options}
     source = Seeded(folder, test_train_grpo.by_length)
+    source.trajectories = [item // 2 for item in range(source.size)]
     return reinforced_trainer(
         model, tokenizer, source, Reinforced(**settings), folder, seed=0, every=100, memory=Memory(), replica=replica
     ), replica
@@ -102,6 +103,7 @@ CASES: dict[str, Callable[[Path], tuple[Trainer, Replica]]] = {
     "sft": supervised,
     "rl over prefix trees": lambda folder: reinforced(folder, share_prefixes=True),
     "rl, every layer computed twice": checkpointed,
+    "rl, two steps of a trajectory at a time": lambda folder: reinforced(folder, steps_per_trajectory=2, micro_batch=8),
     "rl padded, with a reference": lambda folder: reinforced(folder, share_prefixes=False, kl=0.5),
 }
 

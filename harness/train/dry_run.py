@@ -123,7 +123,7 @@ def _checkpointed(memory: Memory, device: Device) -> bool:
 def _shared(options: Supervised | Reinforced, device: Device) -> bool:
     if isinstance(options, Supervised):
         return options.unit == "trajectory"
-    return not device.gpu if options.share_prefixes is None else options.share_prefixes
+    return (not device.gpu or options.steps_per_trajectory > 1) if options.share_prefixes is None else options.share_prefixes
 
 
 def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, device: Device) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
             scored = options.micro_batch * options.max_completion_tokens
             tokens = scored + longest * (ceil(options.micro_batch / options.rollouts) if shared else options.micro_batch)
             batch = min(options.sample_batch, options.prompts * options.rollouts)
-            read, lengths = max(1, batch // options.rollouts), (longest, options.max_completion_tokens)
+            read = batch if isinstance(options, Outcome) else max(1, batch // options.rollouts)  # each turn of an episode is read by itself
+            lengths = (longest, options.max_completion_tokens)
             moments[f"{name}, sampling"] = estimate.sampling_memory(shape, memory, device.gpu, read, batch, lengths, reference)
         update = estimate.update_memory(shape, memory, device.gpu, tokens, scored, checkpointed, shared, reference)
         moments[f"{name}, update"] = update

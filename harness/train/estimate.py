@@ -159,7 +159,7 @@ def sampling_memory(
     """Bytes by part while completions are sampled by the model that is trained.
 
     Args:
-        prompts: read at once.
+        prompts: read at once, and kept once for all their completions.
         completions: decoded at once.
         longest: tokens of a prompt, of a completion.
     """
@@ -168,7 +168,7 @@ def sampling_memory(
     return {
         **standing_memory(shape, memory, gpu, reference),
         "bfloat16 copies": _copies(shape, memory, gpu),
-        "cache": completions * sum(longest) * cached_bytes(shape, memory, gpu),
+        "cache": (prompts * longest[0] + completions * longest[1]) * cached_bytes(shape, memory, gpu),
         "reading prompts": read,
         "logits": completions * shape.vocabulary * (10 if gpu else 12),
     }
