@@ -33,7 +33,6 @@ from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players, Start
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.phases import Phases
-from harness.train.rollouts import Turn
 from harness.train.sharding import Replica
 from harness.train.tiny import build_model, train_tokenizer
 from harness_trajectories import Action, read, render
@@ -84,7 +83,7 @@ class SpokenEngine:
         found = []
         for prompt, seed in zip(prompts, seeds or [0] * len(prompts), strict=True):
             ids = [*TOKENIZER(self._reply(TOKENIZER.decode(prompt), seed))["input_ids"], *END][:max_tokens]
-            found.append([Sampled(ids, [0.0] * len(ids))])
+            found.append([Sampled(ids, [float("nan")] * len(ids))])
         return found
 
     def refresh(self) -> None:
@@ -250,7 +249,9 @@ def test_failed_infrastructure_gives_no_reward_and_no_gradient(tmp_path: Path) -
     assert by_item[2] == [False] * 4
     assert {True, False} == set(by_item[0])
     died = next(one for one in trainer._batch if one.item == 1)
-    assert (died.turns, died.detail.played.turns) == ((Turn(END, END, [0.0]),), ())
+    ((prompt, said, logprobs),) = died.turns
+    assert (prompt, said, died.detail.played.turns) == (END, END, ())
+    assert math.isnan(logprobs[0])
     assert died.detail.played.tries == 3
     assert "the house is gone" in died.detail.played.episode.error
     for advantage, none in zip(inputs["advantages"].tolist(), failed, strict=True):

@@ -21,6 +21,7 @@ from harness.reward_pool import RewardPool
 from harness.train.config import Memory, Reinforced, StepWise, TinyModel
 from harness.train.data import Baselines, Sample, make_samples
 from harness.train.engine import Engine
+from harness.train.failure import TrainingFailed
 from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.phases import Phases
 from harness.train.prompts import Prompts
@@ -218,6 +219,27 @@ def test_a_penalty_on_leaving_the_start_has_no_gradient_there(tmp_path: Path, sh
         held.model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
     held.compute_loss(held.model, inputs)
     assert held._metrics["train"]["kl"][-1] > 1e-5
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["as a prefix tree", "padded"])
+@pytest.mark.parametrize("kind", [Rewarded, Talking], ids=["one turn", "several turns"])
+def test_a_sampler_with_other_weights_ends_the_run_before_a_step(tmp_path: Path, kind: type[Rewarded], share: bool) -> None:
+    """The gap is compared with one from plain logits of each turn by itself."""
+    trainer = trainer_with(by_length, tmp_path, kind, share_prefixes=share)
+    inputs = batch_of(trainer)
+    trainer.compute_loss(trainer.model, inputs)
+    assert trainer.figures["sampler_gap"] < 1e-5
+    with torch.no_grad():
+        trainer.model.model.layers[0].mlp.up_proj.weight.mul_(3)
+    logps = log_probabilities(trainer, inputs["completion_ids"].shape[1])
+    sampled = [torch.tensor([value for turn in one.turns for value in turn.logprobs]) for one in trainer._batch]
+    every = torch.cat([(row[: len(one)] - one).abs() for row, one in zip(logps, sampled, strict=True)])
+    trainer._max_gap = float(every.mean()) * 1.01
+    trainer.compute_loss(trainer.model, inputs)
+    trainer._max_gap = float(every.mean()) * 0.99
+    with pytest.raises(TrainingFailed, match=r"the sampler is not the model that is trained.*srl\.max_sampler_gap"):
+        trainer.compute_loss(trainer.model, inputs)
+    assert trainer.figures["sampler_gap"] == pytest.approx(float(every.mean()), rel=1e-4)
 
 
 def test_advantages_are_rewards_over_the_group_deviation(tmp_path: Path) -> None:

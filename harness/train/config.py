@@ -110,6 +110,9 @@ class Reinforced(Options):
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     max_completion_tokens: int = Field(default=2048, ge=4)
+    max_sampler_gap: float = Field(default=0.3, gt=0)
+    """Mean difference between the log-prob of a token as it was sampled and in the update; beyond it the sampler has other weights, and the
+    run ends. In float32 it is about 1e-6, between kernels in bfloat16 some hundredths."""
     kl: float = Field(default=0.0, ge=0)
     clip: float = Field(default=0.2, gt=0)
     """Of the importance ratio; not stated by the paper. Never reached with one update a batch."""

@@ -99,7 +99,7 @@ class EpisodeRollouts:
         grade, turns = detail.played.episode.grade, detail.played.turns
         if not turns:
             token = min(self._players.end)
-            return Rollout(item, (Turn([token], [token], [0.0]),), float("nan"), detail)
+            return Rollout(item, (Turn([token], [token], [float("nan")]),), float("nan"), detail)
         return Rollout(item, turns, float("nan") if grade is None else grade.score, detail)
 
 

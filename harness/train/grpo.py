@@ -29,7 +29,7 @@ from harness.train.config import Memory, Reinforced
 from harness.train.correlation import correlation, norm_gradient
 from harness.train.data import step_count
 from harness.train.engine import Engine, ModelEngine
-from harness.train.failure import Finite, during
+from harness.train.failure import Finite, TrainingFailed, during
 from harness.train.packed_loss import accept_trees, tree_logps
 from harness.train.rollouts import Rollout, Source, length_figures
 from harness.train.sampling import Refill
@@ -70,6 +70,9 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         self.phases = source.phases
         self._sampled: list[int] = []
         """Tokens of each completion that was sampled for the present step, dropped groups included."""
+        self._max_gap, self._section = options.max_sampler_gap, options.section
+        self._gaps: list[float] = []
+        """Between trainer and sampler, in each micro-batch of the present step."""
         self._refreshed = -1
         self._batch: list[Rollout] = []
         """Of all processes."""
@@ -113,7 +116,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, on a batch that was filled before."""
-        self._sampled = []
+        self._sampled, self._gaps = [], []
         with self.phases("sampling"):
             self._batch = [one for group in self.refill.fill(self._round, processes.count()) for one in group]
         self._present = processes.mine(self._batch)
@@ -143,7 +146,8 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         """Of the present step, for metrics.jsonl."""
         turns = [turn for one in self._batch for turn in one.turns]
         tokens = {"update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
-        return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens
+        gap = {"sampler_gap": max(self._gaps)} if self._gaps else {}
+        return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens | gap
 
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
         """What was sampled for the batch, in place of sampling. Of several prompts TRL is shown the first."""
@@ -159,7 +163,31 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         mine = processes.mine(self._batch)
         self._present = [mine[index] for index in inputs["rollout"].tolist()]
         self._items = [one.item for one in self._present]
-        return super()._compute_loss(model, inputs)
+        loss = super()._compute_loss(model, inputs)
+        self._compare(inputs["sampling_per_token_logps"], inputs["completion_mask"].bool())
+        return loss
+
+    def _compare(self, sampled: Tensor, mask: Tensor) -> None:
+        """Hold the sampler against the trainer: what was sampled must have the probabilities that it has here.
+
+        Args:
+            sampled: log-probs as they were sampled, NaN where the sampler does not say. (B, C)
+
+        Raises:
+            TrainingFailed: they are another model's.
+        """
+        gaps = (self._logps - sampled).abs()[mask]
+        known = gaps[~gaps.isnan()]
+        if not len(known):
+            return
+        gap = float(known.mean())
+        self._gaps.append(gap)
+        if gap > self._max_gap:
+            raise TrainingFailed(
+                f"the sampler is not the model that is trained: the log-probs of what it sampled differ from the trainer's by {gap:.3f} a "
+                f"token on average ({self._section}.max_sampler_gap {self._max_gap:g}). Its weights are not those of this step, or it "
+                "computes otherwise. No step was made"
+            )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -176,6 +204,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
         mask = attention_mask[:, -logits_to_keep:].bool()
         empty = logps.new_zeros(mask.shape)
+        self._logps = empty.masked_scatter(mask, logps.detach())
         return empty.masked_scatter(mask, logps), empty.masked_scatter(mask, entropies), None
 
     def _turn_logps(self, model: torch.nn.Module, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ class Turn(NamedTuple):
     prompt: list[int]
     completion: list[int]
     logprobs: list[float]
-    """Of the completion, as it was sampled."""
+    """Of the completion, as it was sampled; NaN where the engine does not say."""
 
 
 class Rollout(NamedTuple):
