@@ -300,6 +300,6 @@ def test_groups_without_signal_end_with_their_figures(
     for tries in (2, 3):
         assert test_train.harness(monkeypatch, *command, f"--srl.max_tries={tries}") == 1
         said = message(capsys)
-        assert f"srl, step 1 of 6: of {2 * tries} prompts × 4 completions only 0 groups have rewards that differ" in said
-        assert "0 completions have no reward" in said
+        assert f"srl, step 1 of 6: of {2 * tries} prompts × 4 rollouts only 0 groups have rewards that differ" in said
+        assert "0 rollouts have no reward" in said
         assert "The same command begins the stage again" in said
