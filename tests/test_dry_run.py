@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def test_the_recipes_for_one_card_fit_it(
 ) -> None:
     cost = cost_of(monkeypatch, capsys, "--config", RECIPES / f"swe-srl-{card}.yaml", "--model", qwen, "--device-gb", str(gb))
     first, *others = cost["memory"]
+    assert list(first["moments"]) == ["srl, sampling", "srl, update", "validation"]
+    said = {float(found) for found in re.findall(r"([\d.]+) GB while", (RECIPES / f"swe-srl-{card}.yaml").read_text())}
+    assert sorted(said) == pytest.approx(sorted(sum(parts.values()) for parts in first["moments"].values()), abs=0.06)
     assert first["fits"][f"{card.upper()} {gb} GB"]
     assert not all(other["fits"][f"{card.upper()} {gb} GB"] for other in others)
     assert cost["data"]["steps"] is None

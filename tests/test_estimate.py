@@ -209,6 +209,39 @@ def test_the_peak_of_an_update_is_at_most_what_was_estimated(checkpointed: bool,
     assert measured * 0.95 <= estimated <= measured * factor
 
 
+SAMPLED = """
+import sys, torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from harness.generate_decode import decode
+prompt, completion, prompts, copies = map(int, sys.argv[1:])
+model = Qwen2ForCausalLM(Qwen2Config(vocab_size=512, hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+                                     num_key_value_heads=2, tie_word_embeddings=False))
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+def sample(prompt, completion):
+    decode(model, [[3 + i] * prompt for i in range(prompts)], [600], 0, completion, temperature=1.0, copies=copies)
+sample(4, 2)
+before = peak()
+sample(prompt, completion)
+print((peak() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompt", "completion", "prompts", "copies"), [(2000, 4, 8, 4), (200, 300, 4, 8)])
+def test_the_peak_of_sampling_is_at_most_what_was_estimated(prompt: int, completion: int, prompts: int, copies: int) -> None:
+    """Where reading prompts needs most, and where what was sampled does; no completion ends by itself."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    given = map(str, (prompt, completion, prompts, copies))
+    done = subprocess.run([sys.executable, "-c", SAMPLED, *given], capture_output=True, text=True, env=environment)
+    measured = float(done.stdout)
+    shape = shape_of(small(num_hidden_layers=8), "all-linear")
+    parts = estimate.sampling_memory(shape, FULL, False, prompts, prompts * copies, (prompt, completion), False)
+    estimated = parts["cache"] + parts["a layer's work"] + parts["logits"]
+    print(f"measured {measured / 1e6:.0f} MB, estimated {estimated / 1e6:.0f} MB")
+    assert measured * 0.95 <= estimated <= measured * 1.35
+
+
 def test_floors_for_a_thousand_items_of_8000_tokens(qwen: Shape) -> None:
     """Figures worked out by hand at 790 TFLOP/s and 4.8 TB/s: P = 8192, C = 500, G = 8."""
     prompt, card = 8192, CARDS[1]

@@ -83,4 +83,4 @@ def test_a_recipe_for_one_card_differs_in_memory_alone(name: str) -> None:
     different = {key: getattr(config.srl, key) for key in RL if getattr(config.srl, key) != RL[key]}
     assert different == FOR_ONE_CARD[name]
     assert config.srl.model_copy(update=published.srl.model_dump(include=sizes | different.keys())) == published.srl
-    assert config.model_copy(update={"srl": published.srl, "memory": published.memory}) == published
+    assert config.model_copy(update={name: getattr(published, name) for name in ("srl", "memory", "validation")}) == published

@@ -196,6 +196,8 @@ class Validation(Options):
     """Steps that are decoded at most."""
     every: int = Field(default=10, ge=1)
     """Optimizer steps between validations; besides, one before the first and one after the last."""
+    sample_batch: int | None = Field(default=None, ge=1)
+    """Steps decoded at once, each after a prompt of its own, where sampling reads one prompt for a group. None: `srl.sample_batch`."""
 
 
 class TrainConfig(Options):

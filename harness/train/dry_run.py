@@ -141,12 +141,18 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
             reference = options.kl > 0
             scored = options.micro_batch * options.max_completion_tokens
             tokens = scored + longest * (ceil(options.micro_batch / options.rollouts) if shared else options.micro_batch)
-            batch = min(options.sample_batch, options.prompts * options.rollouts)
+            batch = min(
+                options.sample_batch, config.episodes.workers if isinstance(options, Outcome) else options.prompts * options.rollouts
+            )
             read = batch if isinstance(options, Outcome) else max(1, batch // options.rollouts)  # each turn of an episode is read by itself
             lengths = (longest, options.max_completion_tokens)
             moments[f"{name}, sampling"] = estimate.sampling_memory(shape, memory, device.gpu, read, batch, lengths, reference)
         update = estimate.update_memory(shape, memory, device.gpu, tokens, scored, checkpointed, shared, reference)
         moments[f"{name}, update"] = update
+    if config.validation.instances and config.validation.steps:
+        batch = min(config.validation.sample_batch or config.srl.sample_batch, config.validation.steps)
+        lengths = (max(data.prompts), config.srl.max_completion_tokens)
+        moments["validation"] = estimate.sampling_memory(shape, memory, device.gpu, batch, batch, lengths, False)
     largest = max(moments, key=lambda moment: sum(moments[moment].values()))
     peak = sum(moments[largest].values())
     kept = peak - (moments[largest]["optimizer"] if memory.optimizer == "paged_adamw_8bit" else 0.0)

@@ -165,12 +165,15 @@ def sampling_memory(
     """
     width = 2 if gpu else 4
     read = prompts * longest[0] * (4 * width * shape.feedforward + 20 * shape.hidden)  # one layer at a time
+    kept = prompts * longest[0] + completions * longest[1]
+    cache = kept * cached_bytes(shape, memory, gpu)
+    grown = cache / shape.layers + 2 * width * shape.query * kept  # a layer's cache twice, and repeated for all heads
     return {
         **standing_memory(shape, memory, gpu, reference),
         "bfloat16 copies": _copies(shape, memory, gpu),
-        "cache": (prompts * longest[0] + completions * longest[1]) * cached_bytes(shape, memory, gpu),
-        "reading prompts": read,
-        "logits": completions * shape.vocabulary * (10 if gpu else 12),
+        "cache": cache,
+        "a layer's work": max(read, grown),
+        "logits": completions * shape.vocabulary * (22 if gpu else 24),
     }
 
 
@@ -286,7 +289,7 @@ def step_seconds(shape: Shape, card: Card, step: Step, memory: Memory, checkpoin
 
 
 def decode_seconds(shape: Shape, card: Card, step: Step, batch: float, cached: float) -> float:
-    """`batch` completions growing at once: each token reads its cache, and shares the weights with the batch's.
+    """`batch` completions growing at once: each token reads the cache of all before it, and shares the weights with the batch's.
 
     Args:
         cached: bytes of a token in the cache.

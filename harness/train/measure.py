@@ -44,14 +44,14 @@ def baseline_means(samples: Sequence[Sample], baselines: Baselines) -> dict[str,
 
 
 def validate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: StepWise, pool: RewardPool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], options: StepWise, pool: RewardPool, batch: int
 ) -> dict[str, float]:
-    """Greedy decoding of every sample; with several wire formats, the exact-action rate of each besides."""
+    """Greedy decoding of every sample, `batch` at once; with several wire formats, the exact-action rate of each besides."""
     end = end_tokens(tokenizer, model)
     part = processes.mine(samples)
     prompts = [sample.prompt.ids() for sample in part]
     limits = {"end": end, "pad": tokenizer.pad_token_id, "max_tokens": options.max_completion_tokens}
-    said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, options.sample_batch, **limits)}
+    said = {index: tokens for index, ((tokens, _),) in decode_chunks(model, prompts, batch, **limits)}
     texts = [tokenizer.decode(said[index], skip_special_tokens=True) for index in range(len(part))]
     scored = processes.gathered(pool.score([one.candidate(text) for one, text in zip(part, texts, strict=True)]))
     figures = summary(scored, processes.gathered([tokens[-1] not in end for tokens in said.values()]), options.reward)

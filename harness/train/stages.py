@@ -141,11 +141,13 @@ def _on_steps(setup: Setup, pool: RewardPool) -> Callable[[], Figures] | None:
     """Validation on the held-out steps."""
     if not setup.val:
         return None
+    options = setup.config.srl
+    batch = setup.config.validation.sample_batch or options.sample_batch
 
     def measure() -> Figures:
         with during("while validating"):
             setup.replica.refresh()
-            found = validate(setup.replica.model, setup.tokenizer, setup.val, setup.config.srl, pool)
+            found = validate(setup.replica.model, setup.tokenizer, setup.val, options, pool, batch)
         return found | setup.baseline_figures
 
     return measure
