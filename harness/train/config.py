@@ -18,7 +18,7 @@ TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
 
-MAY_CHANGE = ("micro_batch", "sample_batch", "max_tries", "workers", "pull", "image_budget_gb")
+MAY_CHANGE = ("micro_batch", "sample_batch", "vllm_memory", "max_tries", "workers", "pull", "image_budget_gb")
 """Options that may differ when a run is taken up again: they decide on memory, speed and giving up, not on what is learnt."""
 
 
@@ -95,7 +95,11 @@ class Reinforced(Options):
     `steps_per_trajectory × rollouts` completions at least. The price: their gradients are alike, so a batch says less; how much less,
     `gradient_correlation` in metrics.jsonl tells (harness/train/correlation.py)."""
     sample_batch: int = Field(default=128, ge=1)
-    """Completions decoded at once."""
+    """Completions decoded at once, by the model."""
+    sampler: Literal["model", "vllm"] = "model"
+    """What samples: the model that is trained, or vLLM beside it on the same device, in one process (harness/train/vllm_engine.py)."""
+    vllm_memory: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the GPU's memory that vLLM takes, a second copy of the weights in bfloat16 included."""
     share_prefixes: bool | None = None
     """Compute what the sequences of a micro-batch share once in the update (harness/train/packing.py). None: on a CPU, where that is
     measured (benchmarks/RESULTS.md), and with several steps of a trajectory; else TRL's own padded forward."""

@@ -28,6 +28,7 @@ from harness.train.recorder import Figures
 from harness.train.sharding import Replica
 from harness.train.tasks import Tasks, load_tasks
 from harness.train.tiny import build_model, train_tokenizer
+from harness.train.vllm_engine import check_vllm
 from harness_trajectories.errors import UserError
 from harness_trajectories.steps import StepExample
 
@@ -81,6 +82,9 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
             f"memory.lora_rank {config.memory.lora_rank}, memory.optimizer {config.memory.optimizer}: in several processes (here "
             f"{processes.count()}) all weights are trained, by adamw; leave the two out, or train in one process"
         )
+    for options in (config.srl, config.rlvr):
+        if options.section in stages:
+            check_vllm(options)
     examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
     config = config.model_copy(update={"env": config.env | examples.env})
     limit = config.max_prompt_tokens

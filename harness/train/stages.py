@@ -15,7 +15,7 @@ from harness.reward_pool import RewardPool
 from harness.sandbox_open import Sandboxes
 from harness.train import processes
 from harness.train.checkpoint import last_resumable
-from harness.train.config import TrainConfig
+from harness.train.config import Reinforced, TrainConfig
 from harness.train.episode_rollouts import EpisodeRollouts
 from harness.train.episodes import Players
 from harness.train.failure import during
@@ -26,6 +26,7 @@ from harness.train.recorder import Figures
 from harness.train.setup import Setup
 from harness.train.sft import OrderedSFTTrainer, Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
+from harness.train.vllm_engine import VLLMEngine
 
 
 class Stage(NamedTuple):
@@ -77,8 +78,9 @@ def srl(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     trainer = reinforced_trainer(
         setup.model, setup.tokenizer, source, options, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
     )
-    facts = _gate(setup, name, trainer)
-    yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
+    with _sampler(setup, options, trainer):
+        facts = _gate(setup, name, trainer)
+        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
 
 
 @contextmanager
@@ -109,8 +111,9 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
                 figures = source.validate(tasks.val, trainer.fresh_engine())
             return figures | {f"step_{figure}": value for figure, value in steps.items()}
 
-        facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
+        with _sampler(setup, config.rlvr, trainer):
+            facts = _gate(setup, name, trainer)
+            yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
 
 
 STAGES: Mapping[str, Callable[[Setup, RewardPool, str], AbstractContextManager[Stage]]] = {
@@ -119,6 +122,19 @@ STAGES: Mapping[str, Callable[[Setup, RewardPool, str], AbstractContextManager[S
     "srl": srl,
     "rlvr": rlvr,
 }
+
+
+@contextmanager
+def _sampler(setup: Setup, options: Reinforced, trainer: ReinforcedTrainer) -> Iterator[None]:
+    """Have vLLM sample for the trainer, where the options say so."""
+    if options.sampler == "model":
+        yield
+        return
+    end = end_tokens(setup.tokenizer, setup.model)
+    longest = setup.config.max_prompt_tokens + options.max_completion_tokens
+    limits = (options.max_completion_tokens, options.temperature, longest, options.vllm_memory)
+    with closing(VLLMEngine(trainer.model, end, *limits)) as trainer.engine:
+        yield
 
 
 def _gate(setup: Setup, name: str, trainer: ReinforcedTrainer) -> Figures:
