@@ -140,16 +140,13 @@ def token_forwards(case: Case, prompts: list[str]) -> dict[str, int]:
     }
 
 
-def forward_seconds(model: PreTrainedModel, prompt: str, clock: Clock, rounds: int) -> float:
+def forward_seconds(model: PreTrainedModel, prompt: str, clock: Clock) -> float:
     """Of a token in the plain forward of a prompt."""
     ids = torch.tensor(TOKENIZER([prompt])["input_ids"], device=model.device)
-    times = []
+    started = clock.now()
     with torch.no_grad():
-        for _ in range(rounds + 1):
-            started = clock.now()
-            model(input_ids=ids, logits_to_keep=1, use_cache=False)
-            times.append(clock.now() - started)
-    return statistics.median(times[1:]) / ids.shape[1]
+        model(input_ids=ids, logits_to_keep=1, use_cache=False)
+    return (clock.now() - started) / ids.shape[1]
 
 
 def measure(case: Case, steps: int, rounds: int) -> dict[str, Any]:
@@ -177,18 +174,20 @@ def measure(case: Case, steps: int, rounds: int) -> dict[str, Any]:
         for trainer in (stock, ours):
             trainer.add_callback(Step(clock))
             run(trainer)
-        pairs = [(run(stock), run(ours)) for _ in range(rounds)]
+        pairs, token_seconds = [], []
+        for _ in range(rounds):
+            pairs.append((run(stock), run(ours)))
+            token_seconds.append(forward_seconds(ours.model, prompts[-1], clock))
     totals = [(sum(theirs.values()), sum(own.values())) for theirs, own in pairs]
-    seconds = statistics.median(own for _, own in totals)
     tokens = token_forwards(case, prompts)
-    token = forward_seconds(ours.model, prompts[-1], clock, rounds)
-    floor = tokens["tokens_floor"] * token
+    floors = [tokens["tokens_floor"] * seconds for seconds in token_seconds]
+    reading = [sum(map(len, prompts)) * seconds for seconds in token_seconds]
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if case.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}",
         "steps": steps,
         "stock_s": statistics.median(theirs for theirs, _ in totals),
-        "ours_s": seconds,
+        "ours_s": statistics.median(own for _, own in totals),
         "step_speedup": statistics.median(theirs / own for theirs, own in totals),
         "step_speedup_least": min(theirs / own for theirs, own in totals),
         "step_speedup_most": max(theirs / own for theirs, own in totals),
@@ -197,11 +196,11 @@ def measure(case: Case, steps: int, rounds: int) -> dict[str, Any]:
         for phase in PHASES:
             figures[f"{name}_{phase}_share"] = statistics.median(pair[side][phase] / totals[n][side] for n, pair in enumerate(pairs))
     return figures | {
-        "ours_prefill_share": sum(map(len, prompts)) * token / seconds,
+        "ours_prefill_share": statistics.median(part / own for part, (_, own) in zip(reading, totals, strict=True)),
         **tokens,
         "tokens_over_floor": tokens["tokens_ours"] / tokens["tokens_floor"],
-        "floor_s": floor,
-        "seconds_over_floor": seconds / floor,
+        "floor_s": statistics.median(floors),
+        "seconds_over_floor": statistics.median(own / floor for floor, (_, own) in zip(floors, totals, strict=True)),
     }
 
 
