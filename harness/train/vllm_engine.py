@@ -71,7 +71,9 @@ class VLLMEngine:
         config = deepcopy(bare.config)
         config.architectures = [type(bare).__name__]
         gpu = bare.device.type == "cuda"
-        options = {"dtype": "bfloat16", "gpu_memory_utilization": memory} if gpu else {"dtype": "float32", "enforce_eager": True}
+        options = {"dtype": "bfloat16", "gpu_memory_utilization": memory}
+        if not gpu:  # a prompt that is read in parts has its generator set back, which torch's CPU generator cannot do
+            options = {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             self._llm = LLM(
