@@ -21,6 +21,7 @@ from harness.prompt import PromptPolicy
 from harness.runs import read_jsonl
 from harness.train.checkpoint import validation_of
 from harness.train.config import TrainConfig
+from harness.train.data import load_examples
 from harness.train.tasks import Tasks, load_tasks
 from harness_trajectories import read
 from harness_trajectories.errors import UserError
@@ -137,6 +138,23 @@ def test_tasks_without_splits_are_held_out_as_the_steps_are(tmp_path: Path) -> N
     assert (taught.val, len(taught.train)) == ((), 20)
 
 
+def test_rewritten_math_steps_are_their_own_tasks(tmp_path: Path) -> None:
+    """The 60 questions that the paper holds out of the steps are held out of RLVR, too."""
+    rows = [
+        {"instance_id": f"s1k-{n}", "question": f"{n} + 1 = ?", "solution": f"1. **ADD** {n} + 1\n2. **ANSWER** \\boxed{{{n + 1}}}"}
+        for n in range(700)
+    ]
+    file = tmp_path / "steps.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(domain="math", model="none", data=(str(file),), validation={"instances": 60})
+    examples = load_examples(config, load_env("math"))
+    taught, held_out = ({step.instance_id for step in part} for part in (examples.train, examples.val))
+    found = tasks("math", taught, held_out, episodes={"dataset": str(file)}, validation={"instances": 60})
+    assert {task.id for task in found.val} == held_out
+    assert (len(found.train), len(found.val)) == (640, 60)
+    assert {task.id: task.gold_answer for task in (*found.train, *found.val)}["s1k-1"] == "2"
+
+
 def test_tasks_that_cannot_be_had_are_one_message(tmp_path: Path, problems: Path) -> None:
     with pytest.raises(UserError, match="--dataset"):
         tasks("swe")
@@ -149,37 +167,62 @@ def test_tasks_that_cannot_be_had_are_one_message(tmp_path: Path, problems: Path
         tasks("math", data=[str(tmp_path)])
 
 
-def pipeline(problems: Path, run: Path) -> list[str]:
-    code = "from harness.cli import main; main()"
+def pipeline(problems: Path, run: Path, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     options = ["--warmup.max_steps=40", "--warmup.epochs=100", "--warmup.learning_rate=1e-2", "--srl.max_steps=8", "--rlvr.max_steps=12"]
     options += ["--rlvr.dynamic_sampling=true", "--rlvr.max_completion_tokens=24", "--checkpoint_every=3", "--validation.every=4"]
+    options += ["--warmup.micro_batch=4", "--srl.micro_batch=4", "--rlvr.micro_batch=4"]
     named = ["--domain", PARITY, "--method", "pipeline", "--model", "tiny", "--data", str(problems), "--out", str(run)]
-    return [sys.executable, "-c", code, "train", *named, "--config", str(SMOKE), *options]
+    return [sys.executable, *launcher, "-m", "harness", "train", *named, "--config", str(SMOKE), *options]
+
+
+def rows(run: Path) -> list[list[object]]:
+    names = ("stage", "step", "tried", "frontier", "solved", "episodes")
+    return [[row.get(name) for name in names] for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
+
+
+def apart(run: Path, other: Path, checkpoint: str) -> float:
+    """The largest difference of a weight."""
+    found, expected = (load_file(one / "checkpoints" / checkpoint / "model.safetensors") for one in (run, other))
+    return max(float((tensor - found[name]).abs().max()) for name, tensor in expected.items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, problems: Path) -> Path:
+    """A pipeline that was left alone."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(pipeline(problems, run), cwd=Path(__file__).parent, check=True, capture_output=True)
+    return run
 
 
 @pytest.mark.slow
-def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(tmp_path: Path, problems: Path) -> None:
-    whole, killed, tests = tmp_path / "whole", tmp_path / "killed", Path(__file__).parent
-    done = subprocess.run(pipeline(problems, whole), cwd=tests, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    command, kills = pipeline(problems, killed), 0
+def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(tmp_path: Path, problems: Path, whole: Path) -> None:
+    run, tests, kills = tmp_path / "run", Path(__file__).parent, 0
     for stage, step in (("warmup", 8), ("srl", 4), ("rlvr", 2), ("rlvr", 8)):
-        process = subprocess.Popen(command, cwd=tests, stderr=subprocess.DEVNULL)
-        test_train._wait_for_step(killed, step, process, stage=stage)
+        process = subprocess.Popen(pipeline(problems, run), cwd=tests, stderr=subprocess.DEVNULL)
+        test_train._wait_for_step(run, step, process, stage=stage)
         time.sleep(0.2)
         if process.poll() is None:
             process.kill()
             kills += 1
         process.wait()
     assert kills >= 3
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True)
+    done = subprocess.run(pipeline(problems, run), cwd=tests, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rlvr: resuming from" in done.stderr
-    names = ("stage", "step", "tried", "frontier", "solved")
-    rows = [[[row.get(name) for name in names] for row in read_jsonl(run / "metrics.jsonl") if "loss" in row] for run in (whole, killed)]
-    assert rows[0] == rows[1]
-    assert any(row[2] and row[2] > 2 for row in rows[1])
+    assert rows(run) == rows(whole)
+    assert any(tried and tried > 2 for _, _, tried, *_ in rows(run))
     for checkpoint in ("warmup", "srl", "best", "final"):
-        weights = [load_file(run / "checkpoints" / checkpoint / "model.safetensors") for run in (whole, killed)]
-        for name, tensor in weights[0].items():
-            assert (tensor - weights[1][name]).abs().max() < 1e-6, (checkpoint, name)
+        assert apart(run, whole, checkpoint) < 1e-6, checkpoint
+
+
+@pytest.mark.slow
+def test_two_processes_play_the_episodes_of_one(tmp_path: Path, problems: Path, whole: Path) -> None:
+    done = subprocess.run(pipeline(problems, tmp_path / "run", 2), cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    played = [[row for row in rows(run) if row[0] == "rlvr"] for run in (tmp_path / "run", whole)]
+    assert played[0] == played[1]
+    for checkpoint in ("warmup", "srl", "final"):
+        assert apart(tmp_path / "run", whole, checkpoint) < 1e-4, checkpoint
+    kept = [{run.id for run in read(folder / "episodes")} for folder in (tmp_path / "run", whole)]
+    assert kept[0] == kept[1]

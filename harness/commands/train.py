@@ -28,6 +28,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "math": {"model": "Qwen/Qwen2.5-7B-Instruct", "data": ["simplescaling/s1K-1.1"]},
 }
 """What the bare command trains where there is a GPU."""
+TASKS = {"swe": "SWE-bench/SWE-smith", "math": "simplescaling/s1K-1.1"}
+"""Of RLVR, there: those that the expert steps are of."""
 GENERATED = 2000
 """Tasks that the bare command generates where there is none."""
 
@@ -141,12 +143,18 @@ def _model_and_data(domain: str, named: Mapping[str, Any]) -> dict[str, Any]:
         note(f"--model not given: {model}" + ("" if published else " (no GPU here)" if domain in PUBLISHED else ""))
     if "data" in named:
         return {"model": model, "data": named["data"]}
-    if named.get("method") == "rlvr" and model != TINY_MODEL and (published or (named.get("episodes") or {}).get("dataset")):
-        return {"model": model}  # it reads no expert steps
+    method, dataset = named.get("method"), (named.get("episodes") or {}).get("dataset")
+    chosen: dict[str, Any] = {"model": model}
     if published and not is_tiny(str(model)):
-        note(f"--data not given: {', '.join(published['data'])}")
-        return {**published, "model": model}
-    return {"model": model, "data": [str(_folder(domain))]}
+        if method in ("rlvr", "pipeline") and not dataset:
+            note(f"--dataset not given: {TASKS[domain]}")
+            chosen["episodes"] = {"dataset": TASKS[domain]}
+        if method != "rlvr":
+            note(f"--data not given: {', '.join(published['data'])}")
+            chosen = {**published, **chosen}
+    elif method != "rlvr" or not dataset or model == TINY_MODEL:
+        chosen["data"] = [str(_folder(domain))]
+    return chosen
 
 
 def _folder(domain: str) -> Path:

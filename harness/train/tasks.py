@@ -49,10 +49,8 @@ def load_tasks(config: TrainConfig, policy: PromptPolicy, label: str, taught: Co
     """
     played = config.episodes
     env = load_env(config.domain).for_mode(played.mode, played.scaffold)
-    dataset = played.dataset or _generated(config)
+    dataset = played.dataset or (_generated(config) if "dataset" in env.Config.model_fields else None)
     named = {"dataset": dataset, "image_template": played.image_template}
-    if dataset and not played.dataset and "dataset" not in env.Config.model_fields:
-        named["dataset"] = None
     options = env_config(env, {**policy.env, **{name: value for name, value in named.items() if value is not None}})
     train, val = tasks_of(env, options, "train"), tasks_of(env, options, "val")
     if not train and played.dataset:
@@ -86,8 +84,8 @@ def load_tasks(config: TrainConfig, policy: PromptPolicy, label: str, taught: Co
 def _generated(config: TrainConfig) -> str | None:
     """The folder of `harness data synth` among the data."""
     found = next((folder for folder in config.data if (Path(folder) / "tasks").is_dir()), None)
-    if found:
-        print(f"--dataset not given: {found}, the tasks beside the trajectories", file=sys.stderr)
+    told = f"{found}, the tasks beside the trajectories" if found else "the environment's own tasks"
+    print(f"--dataset not given: {told}", file=sys.stderr)
     return found
 
 
