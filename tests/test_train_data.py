@@ -155,7 +155,7 @@ def test_the_recipes_are_valid_and_say_the_defaults() -> None:
     for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
         base = {"data": ["steps"], "model": TINY_MODEL}
         options = resolve(TrainConfig, file, [f"--domain={file.stem.partition('-')[0]}"], base)
-        if file.stem != "smoke":
+        if file.stem.count("-") == 1:  # a third part names a machine
             assert options.srl == TrainConfig(domain="d", model="m", data=("s",)).srl
             assert options.sft == TrainConfig(domain="d", model="m", data=("s",)).sft
             assert options.method == file.stem.partition("-")[2]
