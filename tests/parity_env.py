@@ -1,4 +1,4 @@
-"""Math problems with a grade that a model meets by chance: whether its answer has an odd number of characters."""
+"""Math problems with a grade that a model meets by chance: whether its steps have an odd number of characters."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from harness_envs.math import MathEnv
 
 class ParityEnv(MathEnv):
     def grade(self) -> float:
-        return len(self.answered or "") % 2
+        return len("".join(self.steps)) % 2
