@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -62,8 +63,8 @@ def completions(case: Case, count: int) -> list[list[int]]:
 
 def trainers(case: Case, prompt: list[int]) -> tuple[GRPOTrainer, GRPOTrainer, dict[str, Any]]:
     """Stock's and ours, with the same weights; and the batch, as TRL's loss gets it."""
-    zeros = [0.0] * case.completion
-    group = [Rollout(0, (Turn(prompt, said, zeros),), float(n)) for n, said in enumerate(completions(case, case.group))]
+    unknown = [math.nan] * case.completion
+    group = [Rollout(0, (Turn(prompt, said, unknown),), float(n)) for n, said in enumerate(completions(case, case.group))]
     memory = Memory(gradient_checkpointing=case.checkpointed)
     stock = stock_trainer(case, build_model(case), ["text"], lambda **columns: [0.0], memory)
     ours = our_trainer(case, build_model(case), Given(group), memory)
