@@ -95,6 +95,8 @@ def test_adamw_of_7_billion_in_full_needs_122_gb(qwen: Shape) -> None:
     with_adapters = estimate.update_memory(qwen, LORA, True, 1, 1, True, False, True)
     assert with_adapters["weights"] == 2 * qwen.parameters + 4 * 40_370_176
     assert "reference" not in with_adapters
+    assert estimate.vllm_memory(qwen, True, 0.3, 80e9, (8192, 2048)) == {"vLLM": 24e9}
+    assert estimate.vllm_memory(qwen, True, 0.1, 80e9, (8192, 2048))["vLLM"] == 2 * qwen.parameters + 10240 * 57344
     assert estimate.standing_memory(qwen, FULL, True, True)["reference"] == 4 * qwen.parameters
 
 
@@ -261,6 +263,9 @@ def test_floors_for_a_thousand_items_of_8000_tokens(qwen: Shape) -> None:
     assert found[True]["reading"] == pytest.approx((152, 152), rel=0.01)
     assert found[True]["decoding"][1] == pytest.approx(470, rel=0.05)
     assert found[True]["decoding"][0] > 1.4 * found[True]["decoding"][1]  # keys in float32, a smaller batch
+    beside = estimate.reinforced_step([prompt], [500], stock.model_copy(update={"sampler": "vllm", "vllm_memory": 0.5}), True)
+    with_vllm = estimate.step_seconds(qwen, card, beside, FULL, False)["decoding"]
+    assert found[True]["decoding"][0] > with_vllm[0] > with_vllm[1] == found[True]["decoding"][1]
     again = estimate.step_seconds(qwen, card, step, FULL, True)["update"]
     assert again == pytest.approx((4 / 3 * found[True]["update"][0], found[True]["update"][1]))
     frozen = estimate.step_seconds(qwen, card, step, LORA, False)["update"]

@@ -130,9 +130,10 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
     """GB by part at the moments that need most, and what the largest fits on."""
     checkpointed = _checkpointed(memory, device)
     moments: dict[str, dict[str, float]] = {}
+    beside: dict[str, float] = {}
     for name in stages_of(config):
         options: Supervised | Reinforced = getattr(config, name)
-        shared, longest, reference = _shared(options, device), max(data.prompts), False
+        shared, longest, reference, beside = _shared(options, device), max(data.prompts), False, {}
         if isinstance(options, Supervised):
             length = max(data.supervised[name])
             every = options.prompt_loss or options.unit == "trajectory"
@@ -146,13 +147,17 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
             )
             read = batch if isinstance(options, Outcome) else max(1, batch // options.rollouts)  # each turn of an episode is read by itself
             lengths = (longest, options.max_completion_tokens)
-            moments[f"{name}, sampling"] = estimate.sampling_memory(shape, memory, device.gpu, read, batch, lengths, reference)
+            sampling = estimate.sampling_memory(shape, memory, device.gpu, read, batch, lengths, reference)
+            if options.sampler == "vllm":
+                beside = estimate.vllm_memory(shape, device.gpu, options.vllm_memory, device.memory, lengths)
+                sampling = estimate.standing_memory(shape, memory, device.gpu, reference) | beside
+            moments[f"{name}, sampling"] = sampling
         update = estimate.update_memory(shape, memory, device.gpu, tokens, scored, checkpointed, shared, reference)
-        moments[f"{name}, update"] = update
+        moments[f"{name}, update"] = update | beside
     if config.validation.instances and config.validation.steps:
         batch = min(config.validation.sample_batch or config.srl.sample_batch, config.validation.steps)
         lengths = (max(data.prompts), config.srl.max_completion_tokens)
-        moments["validation"] = estimate.sampling_memory(shape, memory, device.gpu, batch, batch, lengths, False)
+        moments["validation"] = estimate.sampling_memory(shape, memory, device.gpu, batch, batch, lengths, False) | beside
     largest = max(moments, key=lambda moment: sum(moments[moment].values()))
     peak = sum(moments[largest].values())
     kept = peak - (moments[largest]["optimizer"] if memory.optimizer == "paged_adamw_8bit" else 0.0)

@@ -177,6 +177,13 @@ def sampling_memory(
     }
 
 
+def vllm_memory(shape: Shape, gpu: bool, share: float, device: float, longest: tuple[int, int]) -> dict[str, float]:
+    """Bytes by part of what vLLM takes beside the model: its share of the device, or what weights and one completion need, if more."""
+    width = 2 if gpu else 4
+    needed = width * (shape.parameters + 2 * shape.layers * shape.key * sum(longest))
+    return {"vLLM": max(share * device, needed) if gpu else needed}
+
+
 def cached_bytes(shape: Shape, memory: Memory, gpu: bool) -> int:
     """Of a token's keys and values in all layers. Beside weights in float32 autocast leaves the rotated keys in float32."""
     return shape.layers * shape.key * (8 if not gpu else 4 if memory.lora_rank else 6)
@@ -243,6 +250,8 @@ class Step(NamedTuple):
     """Tokens of a sampled one, on average."""
     batch: int
     """Completions decoded at once."""
+    vllm_memory: float | None = None
+    """Share of the card that vLLM samples in, as many at once as fit there; None: the model samples."""
 
 
 NOTHING = Work(0.0, 0.0, 0.0)
@@ -272,7 +281,8 @@ def reinforced_step(prompts: Sequence[int], completions: Sequence[int], options:
     mean_prompt, mean_completion = sum(prompts) / len(prompts), sum(completions) / len(completions)
     batch = min(options.sample_batch, options.prompts * group)
     sampled = options.prompts * group * mean_completion
-    return Step(trees if shared else unshared, unshared, whole, read, sampled, mean_prompt, mean_completion, batch)
+    memory = options.vllm_memory if options.sampler == "vllm" else None
+    return Step(trees if shared else unshared, unshared, whole, read, sampled, mean_prompt, mean_completion, batch, memory)
 
 
 def step_seconds(shape: Shape, card: Card, step: Step, memory: Memory, checkpointed: bool) -> dict[str, tuple[float, float]]:
@@ -282,9 +292,12 @@ def step_seconds(shape: Shape, card: Card, step: Step, memory: Memory, checkpoin
     parts = {"update": (update[0] / card.matmul, update[1] / card.matmul)}
     if step.sampled:
         reading = forward_operations(shape, step.read) / card.matmul
-        best = largest_batch(shape, card, step.prompt, step.completion)
-        now = decode_seconds(shape, card, step, min(step.batch, best), cached_bytes(shape, memory, True))
-        parts |= {"reading": (reading, reading), "decoding": (now, decode_seconds(shape, card, step, best, 4 * shape.layers * shape.key))}
+        best, least = largest_batch(shape, card, step), 4 * shape.layers * shape.key
+        batch, cached = min(step.batch, best), cached_bytes(shape, memory, True)
+        if step.vllm_memory is not None:
+            batch, cached = largest_batch(shape, card._replace(memory=step.vllm_memory * card.memory), step), least
+        decoding = decode_seconds(shape, card, step, batch, cached), decode_seconds(shape, card, step, best, least)
+        parts |= {"reading": (reading, reading), "decoding": decoding}
     return parts
 
 
@@ -300,9 +313,9 @@ def decode_seconds(shape: Shape, card: Card, step: Step, batch: float, cached: f
     return step.sampled * max(traffic / card.bandwidth, operations / card.matmul)
 
 
-def largest_batch(shape: Shape, card: Card, prompt: float, completion: float) -> float:
+def largest_batch(shape: Shape, card: Card, step: Step) -> float:
     """Completions that fit on a card beside the weights, all in bfloat16."""
-    return max(1.0, (card.memory - 2 * shape.parameters) / (4 * shape.layers * shape.key * (prompt + completion)))
+    return max(1.0, (card.memory - 2 * shape.parameters) / (4 * shape.layers * shape.key * (step.prompt + step.completion)))
 
 
 def _mean(works: Sequence[Work]) -> Work:
