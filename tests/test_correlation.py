@@ -57,6 +57,7 @@ def test_it_is_what_the_variance_of_a_batch_follows(true: float) -> None:
 def test_without_related_or_without_unrelated_ones_there_is_none() -> None:
     assert correlation([(1, torch.ones(3)), (2, torch.ones(3))]) is None
     assert correlation([(1, torch.ones(3)), (1, torch.zeros(3))]) is None
+    assert correlation([(1, torch.zeros(3)), (1, torch.zeros(3)), (2, torch.zeros(3))]) is None
 
 
 def test_what_is_logged_is_that_of_the_steps_whole_gradients(tmp_path: Path) -> None:

@@ -174,13 +174,14 @@ OPTIONS = (
     "--warmup.epochs=100",
     "--warmup.learning_rate=1e-2",
     "--srl.max_steps=12",
-    "--srl.prompts=2",
+    "--srl.prompts=4",
     "--srl.rollouts=4",
-    "--srl.micro_batch=2",
+    "--srl.micro_batch=8",
+    "--srl.steps_per_trajectory=2",
     "--srl.max_completion_tokens=48",
-    "--srl.learning_rate=1e-3",
     *test_train.OPEN_GATE,
 )
+"""Small steps: where weights differ by float noise, a completion differs once a random number falls between two sums of probabilities."""
 
 
 def srl_command(data: Path, run: Path, count: int) -> list[str]:

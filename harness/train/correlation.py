@@ -41,7 +41,8 @@ def norm_gradient(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Tensor:
 
 
 def correlation(gradients: Iterable[tuple[Hashable, Tensor]]) -> float | None:
-    """Of gradients with one name, against those with different names; None without pairs of both kinds.
+    """Of gradients with one name, against those with different names; None without pairs of both kinds,
+    or where all gradients are the same, as when no group has signal.
 
     It is (S − D) / (Q − D), of mean inner products: S of two gradients of one name, D of two of different names, Q of one with itself.
     """
@@ -53,4 +54,4 @@ def correlation(gradients: Iterable[tuple[Hashable, Tensor]]) -> float | None:
     if not (same & ~itself).any() or same.all():
         return None
     related, unrelated, own = (float(products[pairs].mean()) for pairs in (same & ~itself, ~same, itself))
-    return (related - unrelated) / (own - unrelated)
+    return (related - unrelated) / (own - unrelated) if own != unrelated else None
