@@ -52,12 +52,12 @@ def test_scores_come_back_in_order_and_the_same_each_time(pool: RewardPool, expe
 
 
 def test_a_slow_sample_is_named_and_has_no_reward_and_the_others_have(expected: list[Scored], caplog: pytest.LogCaptureFixture) -> None:
-    with RewardPool(limit=0.02) as pool, caplog.at_level(logging.WARNING):
+    with RewardPool(limit=0.08) as pool, caplog.at_level(logging.WARNING):
         scored = pool.score([*SAMPLES[:150], HEAVY, *SAMPLES[150:]])
     assert scored.pop(150) == Scored(None, False, False, None, "slow")
     assert scored == expected
     assert [record.getMessage() for record in caplog.records] == [
-        f"sample heavy: scoring took more than 0.02 s ({LONGEST + 15} characters against {LONGEST}); it has no reward"
+        f"sample heavy: scoring took more than 0.08 s ({LONGEST + 15} characters against {LONGEST}); it has no reward"
     ]
 
 
