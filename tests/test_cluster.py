@@ -38,7 +38,7 @@ class NodeEnv(SqlEnv):
     def reset(self, task: SqlTask) -> str:
         if self.config.log:
             with open(self.config.log, "a") as file:
-                file.write(f"{task.id}\n")
+                file.write(f"{task.id} {ray.get_runtime_context().get_node_id()}\n")
         time.sleep(self.config.seconds)
         return super().reset(task)
 
@@ -84,12 +84,19 @@ def test_both_nodes_play_and_the_folder_is_the_same(cluster: Any, tmp_path: Path
 
 def test_a_lost_node_costs_no_instance(cluster: Any, tmp_path: Path) -> None:
     """The node is taken away while it plays: its episodes are played again on the other, and none counts as a failure of the model."""
-    node = next(iter(cluster.worker_nodes))
-    threading.Timer(4.0, lambda: cluster.remove_node(node, allow_graceful=False)).start()
-    report = evaluate(plan(env={"seconds": 3.0}), tmp_path / "run", workers=4, cluster=cluster.address)
+    node, log = next(iter(cluster.worker_nodes)), tmp_path / "log"
+
+    def lose() -> None:
+        """As soon as an episode has begun on the node."""
+        while not log.exists() or node.node_id not in log.read_text():
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+
+    threading.Thread(target=lose, daemon=True).start()
+    report = evaluate(plan(env={"seconds": 3.0, "log": str(log)}), tmp_path / "run", workers=4, cluster=cluster.address)
     assert report["statuses"]["resolved"] == report["n"] == 12
     attempts = [json.loads(file.read_text())["attempts"] for file in tmp_path.glob("run/instances/*/report.json")]
-    assert max(attempts) > 1, "the node was lost too late to matter"
+    assert max(attempts) > 1
 
 
 def test_kill_9_of_the_caller_loses_nothing_and_runs_nothing_twice(cluster: Any, tmp_path: Path) -> None:
@@ -106,11 +113,11 @@ def test_kill_9_of_the_caller_loses_nothing_and_runs_nothing_twice(cluster: Any,
     finished = {file.parent.name for file in reports.glob("*/report.json")}
     assert 4 <= len(finished) < 12
     time.sleep(2)  # what the nodes still played for it
-    played = log.read_text().split()
+    played = log.read_text().splitlines()
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resolved"] == 12
-    again = log.read_text().split()[len(played) :]
+    again = [line.split()[0] for line in log.read_text().splitlines()[len(played) :]]
     assert finished.isdisjoint(again)
     assert finished | set(again) == set(json.loads(done.stdout)["instances"])
 
