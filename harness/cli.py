@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from harness.commands import data, demo, env, evaluate, export, regrade, rewrite, show, synth, train
+from harness.commands import data, demo, env, evaluate, experiment, export, regrade, rewrite, show, synth, train
 from harness_trajectories.errors import UserError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command("train", context_settings=OPEN)(train.train)
 app.command("eval", context_settings=OPEN)(evaluate.evaluate)
 app.command("regrade")(regrade.regrade)
 app.add_typer(env_app, name="env")
+app.command("experiment", context_settings=OPEN)(experiment.experiment)
 app.command("demo")(demo.demo)
 
 

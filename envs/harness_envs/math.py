@@ -69,7 +69,7 @@ class MathEnv(Env):
 
     @classmethod
     def synth(cls, config: Any, n: int, seed: int, out: Path, profile: str, open_sandbox: OpenSandbox) -> dict[str, JsonValue]:
-        return math_synth.generate(n, seed, out, profile, cls.system_prompt(MathConfig(brief=profile == "tiny")))
+        return math_synth.generate(n, seed, out, profile, cls.system_prompt(MathConfig(brief=profile != "plain")))
 
     def reset(self, task: MathTask) -> str:
         self.task, self.steps = task, []

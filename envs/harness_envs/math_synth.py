@@ -1,4 +1,5 @@
-"""Generated math problems: several steps of whole-number arithmetic, each solution a numbered line a step.
+"""Generated math problems: several steps of whole-number arithmetic, or of a digit machine (`math_machines.py`), each solution a numbered
+line a step.
 
 OUT/tasks/{train,val,test}.jsonl   instance_id, question, answer
 OUT/trajectories.jsonl             train and val, bare text, one assistant message for each line `1. **TITLE** BODY`
@@ -17,11 +18,13 @@ from pydantic import JsonValue
 
 from harness.env import Split
 from harness.runs import write_json, write_text
+from harness_envs.math_machines import PROFILES as MACHINES
+from harness_envs.math_machines import machine
 from harness_envs.splits import digest, quotas, split_of
 from harness_trajectories.errors import UserError
 
 TEACHER = "scripted-teacher"
-PROFILES = ("plain", "tiny")
+PROFILES = ("plain", "tiny", *MACHINES)
 _PLACES = ("A shop", "A school", "A library", "A bakery", "A museum", "A workshop", "A garden", "A kitchen")
 _THINGS = ("books", "pens", "plates", "boxes of tea", "candles", "tickets", "buttons", "apples", "cups", "stamps")
 _EVENTS: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -57,6 +60,8 @@ class Problem(NamedTuple):
     answer: str
     steps: tuple[str, ...]
     """`1. **TITLE** BODY`, the last with the answer."""
+    thoughts: tuple[str, ...] = ()
+    """Reasoning before each step, where the teacher shows it."""
 
 
 def problems(n: int, seed: int, profile: str) -> dict[Split, list[Problem]]:
@@ -72,9 +77,9 @@ def problems(n: int, seed: int, profile: str) -> dict[Split, list[Problem]]:
     seen: set[str] = set()
     index = 0
     while any(len(found[split]) < wanted[split] for split in wanted):
-        one = _problem(Random(f"math {profile} {seed} {index}"), profile)
+        one = _problem(Random(f"math {_family(profile)} {seed} {index}"), profile)
         index += 1
-        split = split_of(profile, one.question)
+        split = split_of(_family(profile), one.question)
         if one.id not in seen and len(found[split]) < wanted[split]:
             found[split].append(one)
         seen.add(one.id)
@@ -108,8 +113,15 @@ def generate(n: int, seed: int, out: Path, profile: str, system: str) -> dict[st
     return document
 
 
+def _family(profile: str) -> str:
+    """Profiles whose problems are the same, or may be."""
+    return "machines" if profile in MACHINES else profile
+
+
 def _trajectory(one: Problem, system: str, split: Split) -> dict[str, Any]:
-    messages = [("system", system), ("user", one.question), *(("assistant", step) for step in one.steps)]
+    thoughts = [f"<think>{thought}</think>\n" if thought else "" for thought in one.thoughts or [""] * len(one.steps)]
+    answers = [("assistant", thought + step) for thought, step in zip(thoughts, one.steps, strict=True)]
+    messages = [("system", system), ("user", one.question), *answers]
     return {
         "messages": [{"role": role, "content": content} for role, content in messages],
         "wire": "text",
@@ -123,6 +135,9 @@ def _trajectory(one: Problem, system: str, split: Split) -> dict[str, Any]:
 
 
 def _problem(rng: Random, profile: str) -> Problem:
+    if profile in MACHINES:
+        made = machine(rng, MACHINES[profile])
+        return Problem(f"math-{digest('machines', made.question)[:12]}", *made)
     value = rng.randint(3, 30)
     place, things = rng.choice(_PLACES), rng.choice(_THINGS)
     words = [f"{place} has {value} {things}."] if profile == "plain" else [str(value)]

@@ -20,7 +20,9 @@ def synth(
     n: int = typer.Option(..., "-n", min=1, help="Tasks in all."),
     out: Path = typer.Option(..., help="Folder to write; what it holds of an earlier call is replaced."),
     seed: int = typer.Option(0, help="The same seed gives the same files, byte by byte."),
-    profile: str = typer.Option("plain", help="plain, or tiny: short texts for a model of a few million parameters."),
+    profile: str = typer.Option(
+        "plain", help="plain, tiny (short texts for a model of a few million parameters), or another of the domain's."
+    ),
     sandbox: Literal["docker", "local"] = typer.Option("docker", help="Where programs run; local is this machine, unprotected."),
     base_image: str | None = typer.Option(None, help="Image of the sandboxes."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),

@@ -49,6 +49,9 @@ class Supervised(Options):
     """0: not done."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop earlier than `epochs`."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Stop earlier than that, after the step with which so many tokens have been sampled and updated: for comparing methods on equal
+    terms."""
     batch: int = Field(default=64, ge=1)
     """Sequences of one optimizer step."""
     micro_batch: int = Field(default=1, ge=1)
@@ -84,6 +87,9 @@ class Reinforced(Options):
     epochs: float = Field(default=30.0, gt=0)
     """Optimizer steps as multiples of the data's size; prompts that dynamic sampling drops are not counted."""
     max_steps: int | None = Field(default=None, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """As in supervised training. What is read and written in sampling counts, dropped groups included, and the sequences of the update,
+    whatever they share."""
     prompts: int = Field(default=512, ge=1)
     """Prompts of one optimizer step."""
     rollouts: int = Field(default=8, ge=2)

@@ -70,6 +70,8 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
         self.phases = source.phases
         self._sampled: list[int] = []
         """Tokens of each completion that was sampled for the present step, dropped groups included."""
+        self._read = 0
+        """Tokens of the prompts that were read for it, a group's common one once."""
         self._max_gap, self._section = options.max_sampler_gap, options.section
         self._gaps: list[float] = []
         """Between trainer and sampler, in each micro-batch of the present step."""
@@ -116,7 +118,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, on a batch that was filled before."""
-        self._sampled, self._gaps = [], []
+        self._sampled, self._read, self._gaps = [], 0, []
         with self.phases("sampling"):
             self._batch = [one for group in self.refill.fill(self._round, processes.count()) for one in group]
         self._present = processes.mine(self._batch)
@@ -126,6 +128,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
     def _round(self, items: list[int], places: list[int]) -> list[list[Rollout]]:
         groups = self.roll_out(items, places)
         self._sampled += [len(one.tokens) for group in groups for one in group]
+        self._read += sum({id(turn.prompt): len(turn.prompt) for group in groups for one in group for turn in one.turns}.values())
         self.source.note(self.state.global_step + 1, groups)
         return groups
 
@@ -145,7 +148,7 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
     def figures(self) -> dict[str, float]:
         """Of the present step, for metrics.jsonl."""
         turns = [turn for one in self._batch for turn in one.turns]
-        tokens = {"update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
+        tokens = {"prompt_tokens": self._read, "update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
         gap = {"sampler_gap": max(self._gaps)} if self._gaps else {}
         return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens | gap
 

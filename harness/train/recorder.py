@@ -81,12 +81,14 @@ class Recorder(TrainerCallback):
         self._best = best
         self._reporters = reporters
         self._phases = stage.trainer.phases
+        self._spent = 0.0
         self._since = self._saving = time.monotonic()
         self.progress = Progress(stage.trainer.args.max_steps, stage.name)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         self.progress.resume_at(state.global_step)
         self._reporters.begin(args, state, control, others["model"])
+        self._spent = sum(spent_tokens(row) for row in read_jsonl(self._run.path / "metrics.jsonl") if row["stage"] == self._stage.name)
         self._since = time.monotonic()
         self._phases.take()  # what the gate took
         if state.global_step == 0:
@@ -114,7 +116,10 @@ class Recorder(TrainerCallback):
         self._log(row, args, state, control)
         shown = {name: float(row[name]) for name in ("loss", "reward", "format_ok", "exact", "solved") if isinstance(row.get(name), float)}
         self.progress.advance(1, **shown)
-        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+        self._spent += spent_tokens(row)
+        if self._stage.budget and self._spent >= self._stage.budget:
+            control.should_training_stop = True
+        if state.global_step % self._every == 0 or state.global_step == state.max_steps or control.should_training_stop:
             self._measure(args, state, control, others["model"])
         self._saving = time.monotonic()
 
@@ -176,6 +181,11 @@ def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:
         write_text(file, "".join(f"{json.dumps(row)}\n" for row in kept))
     if step == 0:
         run.log({"stage": stage, "step": 0, **facts})
+
+
+def spent_tokens(row: Figures) -> float:
+    """What a step sampled and updated."""
+    return sum(row.get(name, 0.0) for name in ("prompt_tokens", "sampled_tokens", "update_tokens"))
 
 
 def _rank(figures: Figures, names: Sequence[str]) -> tuple[float, ...]:

@@ -41,6 +41,8 @@ class Stage(NamedTuple):
     """The figures of `measure` by which checkpoints are compared."""
     facts: Mapping[str, float] = {}
     """Figures of its beginning."""
+    budget: int | None = None
+    """Tokens after which it ends early."""
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def supervised(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     folder = setup.resumable(name)
     trainer = sft_trainer(setup.model, setup.tokenizer, sequences, options, folder, config.seed, config.checkpoint_every, config.memory)
     facts = {"sequences": len(sequences), "dropped_too_long": sequences.dropped}
-    yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts=facts)
+    yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts, options.budget_tokens)
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def srl(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
     )
     with _sampler(setup, options, trainer):
         facts = _gate(setup, name, trainer)
-        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts)
+        yield Stage(name, trainer, _on_steps(setup, pool), ("exact", "reward"), facts, options.budget_tokens)
 
 
 @contextmanager
@@ -113,7 +115,7 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
 
         with _sampler(setup, config.rlvr, trainer):
             facts = _gate(setup, name, trainer)
-            yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts)
+            yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts, config.rlvr.budget_tokens)
 
 
 STAGES: Mapping[str, Callable[[Setup, RewardPool, str], AbstractContextManager[Stage]]] = {
