@@ -18,7 +18,7 @@ MAX_WORK = 4e9
 """Cells of the comparison, a fifth of a second; two ordinary texts of `LONGEST` need a fifth of it, only degenerate ones
 ("aaaa…" against "abab…", which is cubic) more."""
 
-Reward = Literal["similarity", "edit"]
+Reward = Literal["similarity", "edit", "exact"]
 Penalty = Literal["format", "length", "work"]
 Failure = Literal["expert", "slow", "crashed"]
 
@@ -39,8 +39,10 @@ class Scored(NamedTuple):
     """What stands in place of `reward` where edits are compared by what they do; None where they are not compared so."""
 
     def paid(self, kind: Reward) -> float | None:
-        """The reward of this kind."""
-        return self.reward if kind == "similarity" or self.edit is None else self.edit
+        """The reward of this kind. Penalties are those of the similarity in each."""
+        if kind == "exact" and self.reward is not None and self.penalty is None:
+            return float(self.exact)
+        return self.reward if kind != "edit" or self.edit is None else self.edit
 
 
 def similarity(model_text: str, expert_text: str) -> float:

@@ -128,3 +128,10 @@ def test_a_sample_without_a_usable_expert_action_is_unscorable() -> None:
 
 def test_several_expert_calls_are_compared_as_one_text() -> None:
     assert expert_text([BASH, EDIT]) == f"{comparable(BASH)}\n{comparable(EDIT)}"
+
+
+def test_the_exact_reward_pays_the_expert_action_alone() -> None:
+    expert = expert_text([Action(tool="answer", arguments={"text": "1. 4719"})])
+    scores = [step_reward(f"<think></think>{text}", expert, "text") for text in ("1. 4719", "1. 4718", "")]
+    assert [score.paid("exact") for score in scores] == [1.0, 0.0, -1.0]
+    assert step_reward("<think></think>x", "", "text").paid("exact") is None

@@ -132,9 +132,9 @@ class Reinforced(Options):
 class StepWise(Reinforced):
     """SRL: a prompt is a step, its reward the similarity of the model's action to the expert's."""
 
-    reward: Literal["similarity", "edit"] = "similarity"
+    reward: Literal["similarity", "edit", "exact"] = "similarity"
     """`edit`: where the expert edits a file that the context shows, edits are compared by what they do to it (harness/edit_reward.py).
-    Both are logged in any case."""
+    Both are logged in any case. `exact`: 1 for the expert's action and 0 for any other, to compare with."""
 
 
 class Outcome(Reinforced):
