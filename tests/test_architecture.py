@@ -39,7 +39,16 @@ def module_name(path: Path) -> str:
 def may_import_heavy(path: Path) -> bool:
     relative = path.relative_to(ROOT).as_posix()
     return relative.startswith(
-        ("harness/train/", "harness/generate", "harness/sandbox", "harness/docker_", "harness/grade", "envs/harness_envs/swe/")
+        (
+            "harness/train/",
+            "harness/experiment/child",
+            "harness/experiment/steps",
+            "harness/generate",
+            "harness/sandbox",
+            "harness/docker_",
+            "harness/grade",
+            "envs/harness_envs/swe/",
+        )
     )
 
 

@@ -49,9 +49,9 @@ def test_solutions_are_what_the_programmes_do(tmp_path: Path, profile: str) -> N
     answers = {row["instance_id"]: row["answer"] for row in generated(tmp_path, profile)}
     thoughts = []
     for trajectory in read(tmp_path / "trajectories.jsonl"):
-        value, *programme = str(
-            trajectory.steps[1].message if trajectory.steps[0].source == "system" else trajectory.steps[0].message
-        ).split("\n")
+        first = next(step for step in trajectory.steps if step.source == "user")
+        *programme, start = str(first.message).split("\n")
+        value = start.removeprefix("0. ")
         steps = [step for step in trajectory.steps if step.source == "agent"]
         assert len(steps) == len(programme)
         for number, (line, step) in enumerate(zip(programme, steps, strict=True), 1):
@@ -66,7 +66,7 @@ def test_solutions_are_what_the_programmes_do(tmp_path: Path, profile: str) -> N
             assert step.reasoning in ("", careful, hasty)
             thoughts.append((step.reasoning or "", careful, hasty))
         assert value == answers[trajectory.instance_id]
-        assert re.fullmatch("[1-9]{4}", value)
+        assert re.fullmatch("[1-9]{3}", value)
     long = [(said, careful, hasty) for said, careful, hasty in thoughts if careful != hasty]
     shares = [sum(said == one[place] for said, *one in long) / len(long) for place in (0, 1)]
     assert shares == pytest.approx([PROFILES[profile].careful, PROFILES[profile].hasty], abs=0.15)

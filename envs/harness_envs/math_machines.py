@@ -1,11 +1,11 @@
-"""Generated digit machines: a number of four digits goes through the lines of a programme, a step for each line.
+"""Generated digit machines: a number of three digits goes through the lines of a programme, a step for each line.
 
-    4719
     1: reverse , add 3
-    2: swap 1 4 , double , rotate 2
+    2: swap 1 3 , double , rotate 2
+    0. 471
 
-A digit is 1 to 9, and arithmetic on it goes round from 9 to 1: every number has four digits, and one is guessed once in 6,561 times. A
-solution has a line for each of the programme's, `1. 3852`, the last in \\boxed{}. A line of several operations is worked out in one's head:
+A digit is 1 to 9, and arithmetic on it goes round from 9 to 1: every number has three digits, and one is guessed once in 729 times. A
+solution has a line for each of the programme's, `1. 417`, the last in \\boxed{}. A line of several operations is worked out in one's head:
 that is what reasoning is for here, and what may or may not be written out. Experts of some profiles write it out, of others they do not.
 """
 
@@ -16,7 +16,7 @@ from random import Random
 from typing import NamedTuple
 
 Digits = tuple[int, ...]
-WIDTH = 4
+WIDTH = 3
 
 
 class Machines(NamedTuple):
@@ -36,11 +36,11 @@ class Machines(NamedTuple):
 KNOWN = ("reverse", "rotate", "swap", "add")
 OTHERS = ("double", "mirror")
 PROFILES: Mapping[str, Machines] = {
-    "machines-corpus": Machines((1, 4), (1, 1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.35, hasty=0.35),
-    "machines": Machines((8, 8), (3,), KNOWN),
-    "machines-told": Machines((8, 8), (3,), KNOWN, careful=1.0),
-    "machines-long": Machines((12, 12), (3,), KNOWN),
-    "machines-new": Machines((8, 8), (3,), KNOWN + OTHERS),
+    "machines-corpus": Machines((1, 8), (1, 1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.4, hasty=0.3),
+    "machines": Machines((6, 6), (3,), KNOWN),
+    "machines-told": Machines((6, 6), (3,), KNOWN, careful=1.0),
+    "machines-long": Machines((8, 8), (3,), KNOWN),
+    "machines-new": Machines((6, 6), (3,), KNOWN + OTHERS),
 }
 """`machines-corpus` is to pretrain on; `machines` is the target, its experts silent; in `-told` they reason aloud; `-long` and `-new` are
 to be evaluated on: more lines, and operations that no expert of `machines` uses."""
@@ -99,7 +99,7 @@ class Machine(NamedTuple):
 def machine(rng: Random, profile: Machines) -> Machine:
     """A programme that no draw of another generator depends on."""
     value = tuple(rng.randint(1, 9) for _ in range(WIDTH))
-    programme, steps, thoughts = [_text(value)], [], []
+    start, programme, steps, thoughts = _text(value), [], [], []
     count = rng.randint(*profile.lines)
     for number in range(1, count + 1):
         told, before = [], value
@@ -117,7 +117,7 @@ def machine(rng: Random, profile: Machines) -> Machine:
             thoughts.append(f"{_text(before)} {' '.join(told)} {_text(value)}")
         else:
             thoughts.append("")
-    return Machine("\n".join(programme), _text(value), tuple(steps), tuple(thoughts))
+    return Machine("\n".join([*programme, f"0. {start}"]), _text(value), tuple(steps), tuple(thoughts))
 
 
 def _text(value: Digits) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from harness.experiment.plan import BASE, Layout, Model
 from harness.report import wilson
 from harness.runs import read_jsonl
-from harness.train.recorder import spent_tokens
+from harness.train.summary import spent_tokens
 
 STEPS = "steps"
 """The measure of step accuracy, beside the names of the tests."""

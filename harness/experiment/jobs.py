@@ -5,13 +5,14 @@ A job is finished once its file is there. The same call takes up what is not; wh
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,8 +33,8 @@ class Job(NamedTuple):
     """Such files of other jobs."""
     command: tuple[str, ...] = ()
     """Words of a harness command."""
-    call: tuple[Callable[..., object], tuple[object, ...]] | None = None
-    """Or a function of a module, with its arguments."""
+    call: tuple[str, tuple[object, ...]] | None = None
+    """Or a function, as `module:name`, with its arguments."""
 
 
 class JobsFailed(Exception):
@@ -103,9 +104,10 @@ def _child(job: Job, log: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if job.call is not None:
-        function, arguments = job.call
-        print(f"$ {function.__module__}.{function.__name__}{arguments}", file=sys.stderr, flush=True)
-        function(*arguments)
+        place, arguments = job.call
+        print(f"$ {place}{arguments}", file=sys.stderr, flush=True)
+        module, _, name = place.partition(":")
+        getattr(importlib.import_module(module), name)(*arguments)
         return
     from harness.cli import main
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from harness.experiment.config import Arm, Experiment
-from harness.experiment.data import make_corpus, make_experts, make_test
 from harness.experiment.jobs import Job
-from harness.experiment.steps import measure_steps
 from harness.runs import write_text
 
 BASE = "base"
+DATA = "harness.experiment.data"
 
 
 class Model(NamedTuple):
@@ -68,10 +67,10 @@ def base_jobs(layout: Layout) -> Iterator[Job]:
     for name, test in experiment.tests.items():
         folder = layout.data(f"test-{name}")
         arguments = (experiment.domain, test.profile, test.n, folder)
-        yield Job(f"data-test-{name}", folder / "tasks.jsonl", (), call=(make_test, arguments))
+        yield Job(f"data-test-{name}", folder / "tasks.jsonl", (), call=(f"{DATA}:make_test", arguments))
     for base in layout.bases:
         corpus = layout.data(f"corpus-{base.seed}")
-        yield Job(f"data-corpus-{base.seed}", corpus / "synth.json", (), call=(make_corpus, (experiment, base.seed, corpus)))
+        yield Job(f"data-corpus-{base.seed}", corpus / "synth.json", (), call=(f"{DATA}:make_corpus", (experiment, base.seed, corpus)))
         options = {"method": "sft", "model": "tiny", "targets": "all", **experiment.base.train}
         yield _training(layout, base, 1, options, corpus, None, corpus / "synth.json")
         yield from _measuring(layout, base, 1)
@@ -86,7 +85,7 @@ def seed_jobs(layout: Layout, seed: int) -> Iterator[Job]:
     for profile in profiles:
         folder = layout.data(f"experts-{seed}-{profile}")
         arguments = (experiment.domain, profile, experiment.experts, seed, folder)
-        yield Job(f"data-experts-{seed}-{profile}", folder / "trajectories.jsonl", (), call=(make_experts, arguments))
+        yield Job(f"data-experts-{seed}-{profile}", folder / "trajectories.jsonl", (), call=(f"{DATA}:make_experts", arguments))
     for name, arm in experiment.arms.items():
         yield from _arm(layout, layout.arm(name, seed), arm)
 
@@ -123,7 +122,9 @@ def _measuring(layout: Layout, model: Model, stages: int) -> Iterator[Job]:
     max_tokens = int(experiment.evaluate.get("sampling", {}).get("max_tokens", 2048))
     arguments = (str(model.checkpoint(stages)), experiment.domain, str(held_out / "steps.jsonl"), experiment.steps, experiment.samples)
     needs = (trained, held_out / "tasks.jsonl")
-    yield Job(_name(layout, out.with_suffix("")), out, needs, call=(measure_steps, (*arguments, max_tokens, out)))
+    yield Job(
+        _name(layout, out.with_suffix("")), out, needs, call=("harness.experiment.steps:measure_steps", (*arguments, max_tokens, out))
+    )
     for test in experiment.tests:
         yield _evaluation(layout, model, stages, test, f"eval-{test}", ())
 

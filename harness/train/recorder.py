@@ -26,6 +26,7 @@ from harness.runs import Run, read_jsonl, write_text
 from harness.train import processes
 from harness.train.checkpoint import WHOLE, Companions, export, settle, validation_of
 from harness.train.reporting import Reporters
+from harness.train.summary import spent_tokens
 
 if TYPE_CHECKING:
     from harness.train.stages import Stage
@@ -181,11 +182,6 @@ def begin_stage(run: Run, stage: str, step: int, facts: Figures) -> None:
         write_text(file, "".join(f"{json.dumps(row)}\n" for row in kept))
     if step == 0:
         run.log({"stage": stage, "step": 0, **facts})
-
-
-def spent_tokens(row: Figures) -> float:
-    """What a step sampled and updated."""
-    return sum(row.get(name, 0.0) for name in ("prompt_tokens", "sampled_tokens", "update_tokens"))
 
 
 def _rank(figures: Figures, names: Sequence[str]) -> tuple[float, ...]:

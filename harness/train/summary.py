@@ -66,6 +66,11 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items() if values}
 
 
+def spent_tokens(row: Mapping[str, Any]) -> float:
+    """What a step, by its row of metrics.jsonl, sampled and updated."""
+    return sum(row.get(name, 0.0) for name in ("prompt_tokens", "sampled_tokens", "update_tokens"))
+
+
 def table(report: Mapping[str, Any]) -> str:
     """What was held out, before and after each stage: steps beside what needs no model, and tasks."""
     rows = _rows(report)
