@@ -18,7 +18,7 @@ TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
 
-MAY_CHANGE = ("micro_batch", "sample_batch", "vllm_memory", "max_tries", "workers", "pull", "image_budget_gb")
+MAY_CHANGE = ("micro_batch", "sample_batch", "vllm_memory", "max_tries", "without_signal", "workers", "pull", "image_budget_gb")
 """Options that may differ when a run is taken up again: they decide on memory, speed and giving up, not on what is learnt."""
 
 
@@ -115,7 +115,10 @@ class Reinforced(Options):
     """Standard deviation that a group's rewards must exceed, besides not being equal; not stated by the paper. TRL adds as much to its
     divisor."""
     max_tries: int = Field(default=16, ge=1)
-    """Prompts tried for one batch at most, as a multiple of `prompts`; then the run ends with a message."""
+    """Prompts tried for one batch at most, as a multiple of `prompts`."""
+    without_signal: Literal["fail", "end"] = "fail"
+    """What it means that these do not fill a batch. `fail`: the run ends with a message, and goes on with other options. `end`: nothing is
+    left to learn, and the stage is finished."""
     learning_rate: float = Field(default=5e-7, gt=0)
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=1.0, gt=0)

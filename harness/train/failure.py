@@ -27,6 +27,10 @@ class TrainingFailed(Exception):
     """The work failed. The message is the whole output; the run goes on from its last whole checkpoint."""
 
 
+class NoSignal(TrainingFailed):
+    """Too few groups have rewards that differ to fill a batch."""
+
+
 class GateClosed(Exception):
     """RL does not start: the model's format or the spread of its rewards leaves nothing to reinforce."""
 

@@ -148,9 +148,14 @@ class ReinforcedTrainer(Shardable, Finite, GRPOTrainer):
     def figures(self) -> dict[str, float]:
         """Of the present step, for metrics.jsonl."""
         turns = [turn for one in self._batch for turn in one.turns]
-        tokens = {"prompt_tokens": self._read, "update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
+        tokens = {"update_tokens": sum(len(turn.prompt) + len(turn.completion) for turn in turns)}
         gap = {"sampler_gap": max(self._gaps)} if self._gaps else {}
-        return self.source.figures | self.refill.figures | length_figures(self._sampled) | tokens | gap
+        return self.source.figures | self.refill.figures | self.sampling_figures | tokens | gap
+
+    @property
+    def sampling_figures(self) -> dict[str, float]:
+        """Of what was read and written in sampling for the present step."""
+        return {**length_figures(self._sampled), "prompt_tokens": self._read}
 
     def _generate(self, prompts: list[str]) -> tuple[Any, ...]:
         """What was sampled for the batch, in place of sampling. Of several prompts TRL is shown the first."""

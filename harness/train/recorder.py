@@ -139,6 +139,13 @@ class Recorder(TrainerCallback):
             self._log(times, args, state, control)
         self._reporters.end(args, state, control)
 
+    def end_early(self, trainer: Any) -> None:
+        """Finish the log of a stage that found no batch to go on with: what it sampled in vain, and the validation of its last weights."""
+        about = trainer.args, trainer.state, trainer.control
+        self._log(trainer.sampling_figures | self._times(), *about)
+        if trainer.state.global_step % self._every:
+            self._measure(*about, trainer.model)
+
     def _measure(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any) -> None:
         if self._stage.measure is None:
             return

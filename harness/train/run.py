@@ -21,7 +21,7 @@ from harness.train.adapters import merge
 from harness.train.checkpoint import export, last_resumable, make_newest, step_of, validation_of
 from harness.train.config import MAY_CHANGE, TrainConfig
 from harness.train.curves import draw
-from harness.train.failure import Stopped, one_message
+from harness.train.failure import NoSignal, Stopped, one_message
 from harness.train.packages import check_packages
 from harness.train.recorder import Recorder, Stop, begin_stage
 from harness.train.reporting import Reporters
@@ -118,8 +118,11 @@ def _stage(setup: Setup, pool: RewardPool, name: str, stop: Stop) -> None:
             with recorder.progress:
                 trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         except Exception as error:
-            error.add_note(f"{name}, step {trainer.state.global_step + 1} of {steps}")
-            raise
+            if not isinstance(error, NoSignal) or getattr(setup.config, name).without_signal == "fail":
+                error.add_note(f"{name}, step {trainer.state.global_step + 1} of {steps}")
+                raise
+            print(f"{name}: finished at step {trainer.state.global_step} of {steps}: {error}", file=sys.stderr)
+            recorder.end_early(trainer)
         if stop.requested and trainer.state.global_step < steps:
             raise Stopped(f"stopped in {name} at step {trainer.state.global_step} of {steps}; the same command resumes it")
         merge(trainer.model)

@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from harness.runs import write_json
 from harness.train.config import Reinforced
-from harness.train.failure import TrainingFailed
+from harness.train.failure import NoSignal
 from harness.train.rollouts import Rollout
 
 FILE = "sampling.json"
@@ -123,7 +123,7 @@ class Refill(TrainerCallback):
             world: processes; the prompts of a round are a multiple of it.
 
         Raises:
-            TrainingFailed: too few groups have signal among `max_tries × prompts`.
+            NoSignal: too few groups have signal among `max_tries × prompts`.
         """
         options = self._options
         limit = options.max_tries * options.prompts
@@ -132,12 +132,13 @@ class Refill(TrainerCallback):
         while len(kept) < options.prompts:
             if seen >= limit:
                 here = options.section
-                raise TrainingFailed(
+                raise NoSignal(
                     f"of {seen} prompts × {options.rollouts} rollouts only {len(kept)} groups have rewards that differ (deviation above "
                     f"{here}.min_deviation {options.min_deviation:g}; {unscored} rollouts have no reward); a batch needs {here}.prompts "
                     f"{options.prompts}, and tries at most {here}.max_tries {options.max_tries} × {options.prompts} prompts. No step was "
                     f"made with fewer. Raise {here}.max_tries, with which the run goes on, or begin another from its best checkpoint with "
-                    f"a higher {here}.temperature or {here}.rollouts, fewer {here}.prompts, or --{here}.dynamic_sampling=false"
+                    f"a higher {here}.temperature or {here}.rollouts, fewer {here}.prompts, or --{here}.dynamic_sampling=false. "
+                    f"With --{here}.without_signal=end the stage ends here"
                 )
             wanted = (options.prompts - len(kept)) * max(seen, 1) / max(len(kept), 1)
             count = min(ceil(wanted) if seen else options.prompts, options.prompts, limit - seen)
