@@ -304,10 +304,10 @@ def test_groups_without_signal_end_with_their_figures(
         assert f"srl, step 1 of 6: of {2 * tries} prompts × 4 rollouts only 0 groups have rewards that differ" in said
         assert "0 rollouts have no reward" in said
         assert "The same command begins the stage again" in said
-    assert test_train.harness(monkeypatch, *command, "--srl.without_signal=end") == 0
-    assert "srl: finished at step 0 of 6: of 64 prompts × 4 rollouts only 0 groups" in capsys.readouterr().err
+    assert test_train.harness(monkeypatch, *command, "--srl.without_signal=end", "--srl.max_tries=4") == 0
+    assert "srl: finished at step 0 of 6: of 8 prompts × 4 rollouts only 0 groups" in capsys.readouterr().err
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["stages"]["srl"]["steps"] == 0
     assert Path(report["checkpoint"]).is_dir()
     last = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "sampled_tokens" in row][-1]
-    assert last["sampled_tokens"] >= 64 * 4
+    assert last["sampled_tokens"] >= 8 * 4
