@@ -209,6 +209,8 @@ class Validation(Options):
     """Steps that are decoded at most."""
     every: int = Field(default=10, ge=1)
     """Optimizer steps between validations; besides, one before the first and one after the last."""
+    rlvr_by: Literal["tasks", "steps"] = "tasks"
+    """What chooses RLVR's checkpoint: tasks solved, or, where few are, the expert's steps (then `data` has to hold some)."""
     sample_batch: int | None = Field(default=None, ge=1)
     """Steps decoded at once, each after a prompt of its own, where sampling reads one prompt for a group. None: `srl.sample_batch`."""
 

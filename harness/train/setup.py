@@ -85,7 +85,8 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
     for options in (config.srl, config.rlvr):
         if options.section in stages:
             check_vllm(options)
-    examples = load_examples(config, env) if stages != ["rlvr"] or config.model == TINY_MODEL else Examples()
+    reads_steps = stages != ["rlvr"] or config.model == TINY_MODEL or config.validation.rlvr_by == "steps"
+    examples = load_examples(config, env) if reads_steps else Examples()
     config = config.model_copy(update={"env": config.env | examples.env})
     limit = config.max_prompt_tokens
     policy = PromptPolicy(context=config.context, max_prompt_tokens=limit, env=config.env)

@@ -27,6 +27,7 @@ from harness.train.setup import Setup
 from harness.train.sft import OrderedSFTTrainer, Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
 from harness.train.vllm_engine import VLLMEngine
+from harness_trajectories.errors import UserError
 
 
 class Stage(NamedTuple):
@@ -106,6 +107,8 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
             setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
         )
         on_steps = _on_steps(setup, pool)
+        if config.validation.rlvr_by == "steps" and on_steps is None:
+            raise UserError(f"validation.rlvr_by steps: the data ({', '.join(config.data) or 'none'}) hold no steps to validate on")
 
         def measure() -> Figures:
             steps = on_steps() if on_steps else {}
@@ -113,9 +116,10 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
                 figures = source.validate(tasks.val, trainer.fresh_engine())
             return figures | {f"step_{figure}": value for figure, value in steps.items()}
 
+        rank = ("step_exact", "step_reward") if config.validation.rlvr_by == "steps" else ("solved", "reward")
         with _sampler(setup, config.rlvr, trainer):
             facts = _gate(setup, name, trainer)
-            yield Stage(name, trainer, measure if tasks.val else None, ("solved", "reward"), facts, config.rlvr.budget_tokens)
+            yield Stage(name, trainer, measure if tasks.val else None, rank, facts, config.rlvr.budget_tokens)
 
 
 STAGES: Mapping[str, Callable[[Setup, RewardPool, str], AbstractContextManager[Stage]]] = {
