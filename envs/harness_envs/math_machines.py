@@ -36,11 +36,11 @@ class Machines(NamedTuple):
 KNOWN = ("reverse", "rotate", "swap", "add")
 OTHERS = ("double", "mirror")
 PROFILES: Mapping[str, Machines] = {
-    "machines-corpus": Machines((1, 8), (1, 1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.4, hasty=0.3),
-    "machines": Machines((6, 6), (3,), KNOWN),
-    "machines-told": Machines((6, 6), (3,), KNOWN, careful=1.0),
-    "machines-long": Machines((8, 8), (3,), KNOWN),
-    "machines-new": Machines((6, 6), (3,), KNOWN + OTHERS),
+    "machines-corpus": Machines((1, 10), (1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.6, hasty=0.15),
+    "machines": Machines((8, 8), (2, 3), KNOWN),
+    "machines-told": Machines((8, 8), (2, 3), KNOWN, careful=1.0),
+    "machines-long": Machines((10, 10), (2, 3), KNOWN),
+    "machines-new": Machines((8, 8), (2, 3), KNOWN + OTHERS),
 }
 """`machines-corpus` is to pretrain on; `machines` is the target, its experts silent; in `-told` they reason aloud; `-long` and `-new` are
 to be evaluated on: more lines, and operations that no expert of `machines` uses."""
