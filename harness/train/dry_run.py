@@ -3,7 +3,7 @@
 Where the data lies on this machine, its steps are tokenised as training tokenises them. Elsewhere every prompt is taken to have
 `max_prompt_tokens` and every completion the limit, which bounds the cost from above. How much a model will think is not known before it
 does: completions are taken as long as the expert's (`expected`), and at the limit (`at_most`). All prompts are taken to have signal:
-sampling takes longer by `tried_per_kept`, which metrics.jsonl tells after some steps.
+sampling takes longer by `tried_per_kept`, which metrics.jsonl tells after some steps. What a server samples, costs nothing here.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def _memory(config: TrainConfig, memory: Memory, shape: Shape, data: Data, devic
             sampling = estimate.sampling_memory(shape, memory, device.gpu, read, batch, lengths, reference)
             if options.sampler == "vllm":
                 beside = estimate.vllm_memory(shape, device.gpu, options.vllm_memory, device.memory, lengths)
+            if options.sampler != "model":
                 sampling = estimate.standing_memory(shape, memory, device.gpu, reference) | beside
             moments[f"{name}, sampling"] = sampling
         update = estimate.update_memory(shape, memory, device.gpu, tokens, scored, checkpointed, shared, reference)

@@ -271,7 +271,8 @@ def supervised_step(prompts: Sequence[int], completions: Sequence[int], lengths:
 
 
 def reinforced_step(prompts: Sequence[int], completions: Sequence[int], options: Reinforced, shared: bool) -> Step:
-    """With a batch of such prompts, of which all have signal; what prompts of different groups have in common is not counted."""
+    """With a batch of such prompts, of which all have signal; what prompts of different groups have in common is not counted, nor what a
+    server does."""
     pairs, group = list(zip(prompts, completions, strict=True)), options.rollouts
     parts = max(1, group // options.micro_batch)  # of a group, in micro-batches of their own
     unshared = _times(_mean([sequences(*pair, group) for pair in pairs]), options.prompts)
@@ -281,6 +282,8 @@ def reinforced_step(prompts: Sequence[int], completions: Sequence[int], options:
     mean_prompt, mean_completion = sum(prompts) / len(prompts), sum(completions) / len(completions)
     batch = min(options.sample_batch, options.prompts * group)
     sampled = options.prompts * group * mean_completion
+    if options.served:
+        read, sampled = NOTHING, 0.0
     memory = options.vllm_memory if options.sampler == "vllm" else None
     return Step(trees if shared else unshared, unshared, whole, read, sampled, mean_prompt, mean_completion, batch, memory)
 

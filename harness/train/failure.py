@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.train.checkpoint import WHOLE, step_of
+from harness.train.processes import ProcessLost
 from harness_trajectories.errors import UserError
 
 FULL = ("no space left", "disk quota", "os error 28", "os error 122", "unexpected pos", "pytorchstreamwriter")
@@ -66,7 +67,7 @@ def one_message(run: Path) -> Iterator[None]:
 
 
 def _told(error: Exception, run: Path) -> str:
-    if isinstance(error, TrainingFailed):
+    if isinstance(error, TrainingFailed | ProcessLost):
         return str(error)
     message = str(error).strip().split("\n")[0][:600].removesuffix(".") or "no reason given"
     chain: list[BaseException] = [error]

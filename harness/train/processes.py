@@ -16,8 +16,6 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from harness_trajectories.errors import UserError
-
 T = TypeVar("T")
 
 SILENCE = timedelta(minutes=30)
@@ -32,7 +30,7 @@ _raised = False
 _turns = 0
 
 
-class ProcessLost(UserError):
+class ProcessLost(Exception):
     """Another process of the run has ended, or no longer answers."""
 
 
@@ -85,8 +83,8 @@ def one_voice() -> Iterator[None]:
         sys.stdout, sys.stderr = _spoken
         if isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise ProcessLost(
-                f"one of the {count()} processes of this run was killed, or has not answered for {SILENCE}; the torchrun of its node names "
-                "it. The same command goes on from the last checkpoint"
+                f"one of the {count()} processes of this run was killed, or has not answered for {SILENCE}; the torchrun of its node "
+                "names it"
             ) from error
         raise
 

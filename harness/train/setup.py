@@ -25,6 +25,7 @@ from harness.train.data import Baselines, Examples, Sample, corpus, load_example
 from harness.train.measure import baseline_means
 from harness.train.prompts import Prompts
 from harness.train.recorder import Figures
+from harness.train.server_engine import check_server
 from harness.train.sharding import Replica
 from harness.train.tasks import Tasks, load_tasks
 from harness.train.tiny import build_model, train_tokenizer
@@ -83,7 +84,9 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
             f"{processes.count()}) all weights are trained, by adamw; leave the two out, or train in one process"
         )
     for options in (config.srl, config.rlvr):
-        if options.section in stages:
+        if options.section in stages and options.served:
+            check_server(options, config.max_prompt_tokens + options.max_completion_tokens)
+        elif options.section in stages:
             check_vllm(options)
     reads_steps = stages != ["rlvr"] or config.model == TINY_MODEL or config.validation.rlvr_by == "steps"
     examples = load_examples(config, env) if reads_steps else Examples()

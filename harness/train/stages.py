@@ -23,6 +23,7 @@ from harness.train.grpo import ReinforcedTrainer, reinforced_trainer
 from harness.train.measure import check_gate, validate
 from harness.train.phases import Phases
 from harness.train.recorder import Figures
+from harness.train.server_engine import FOLDER, ServerEngine
 from harness.train.setup import Setup
 from harness.train.sft import OrderedSFTTrainer, Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
@@ -137,9 +138,13 @@ def _sampler(setup: Setup, options: Reinforced, trainer: ReinforcedTrainer) -> I
         yield
         return
     end = end_tokens(setup.tokenizer, setup.model)
-    longest = setup.config.max_prompt_tokens + options.max_completion_tokens
-    limits = (options.max_completion_tokens, options.temperature, longest, options.vllm_memory)
-    with closing(VLLMEngine(trainer.model, end, *limits)) as trainer.engine:
+    if options.served:
+        engine = ServerEngine(options, trainer.model, end, setup.run.path / FOLDER)
+    else:
+        longest = setup.config.max_prompt_tokens + options.max_completion_tokens
+        limits = (options.max_completion_tokens, options.temperature, longest, options.vllm_memory)
+        engine = VLLMEngine(trainer.model, end, *limits)
+    with closing(engine) as trainer.engine:
         yield
 
 
