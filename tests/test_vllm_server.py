@@ -35,6 +35,7 @@ SMOKE = Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml"
 SERVED = (str(Path(__file__).with_name("vllm_server.py")),)
 OPTIONS = ("--no-enable-chunked-prefill", "--max-model-len", "600")
 """A prompt that is read in parts has its generator set back, which torch's CPU generator cannot do."""
+PROCESSED = ("--logprobs-mode", "processed_logprobs")
 PROMPTS = [[5, 6, 7], [9] * 300, [*[9] * 300, 8]]
 """One begins as another does, with more than one block of vLLM's cache."""
 
@@ -53,11 +54,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """It starts with other weights than those that are trained, and with what a model's generation_config.json may say."""
+    """Two engines, with other weights than those that are trained, and with what a model's generation_config.json may say."""
     base, log = made / "run/checkpoints/base", tmp_path_factory.mktemp("server") / "log.txt"
     said = json.loads((base / "generation_config.json").read_text())
     (base / "generation_config.json").write_text(json.dumps(said | {"top_k": 3, "top_p": 0.5, "repetition_penalty": 1.3}))
-    with serving(base, log, *OPTIONS, "--logprobs-mode", "processed_logprobs", python=SERVED) as url:
+    with serving(base, log, *OPTIONS, *PROCESSED, "--data-parallel-size", "2", python=SERVED) as url:
         yield url.removesuffix("/v1")
 
 
@@ -144,7 +145,7 @@ def test_a_dead_engine_is_one_message(
     monkeypatch.setattr(server_engine, "PATIENCE", 4)
     monkeypatch.setattr(server_engine, "MOMENT", 4)
     log = tmp_path / "log.txt"
-    with serving(made / "run/checkpoints/base", log, *OPTIONS, "--logprobs-mode", "processed_logprobs", python=SERVED) as url:
+    with serving(made / "run/checkpoints/base", log, *OPTIONS, *PROCESSED, python=SERVED) as url:
         trainer = trainer_of(made, tmp_path, url, Memory())
         trainer.engine.refresh()
         listed = subprocess.run(["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
