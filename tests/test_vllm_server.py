@@ -105,6 +105,16 @@ def test_it_samples_from_the_weights_of_the_step(made: Path, address: str, tmp_p
     engine.close()
 
 
+def test_the_token_that_ends_a_completion_is_its_last(made: Path, address: str, tmp_path: Path) -> None:
+    engine = trainer_of(made, tmp_path, address, Memory()).engine
+    engine.refresh()
+    said = [one.tokens for (one,) in engine.sample(PROMPTS, seeds=[1, 2, 3])]
+    engine._end = [tokens[3] for tokens in said]
+    ended = [one.tokens for (one,) in engine.sample(PROMPTS, seeds=[1, 2, 3])]
+    assert ended == [tokens[: 1 + next(place for place, token in enumerate(tokens) if token in engine._end)] for tokens in said]
+    engine.close()
+
+
 def test_a_seed_makes_a_completion_whatever_else_is_sampled(made: Path, address: str, tmp_path: Path) -> None:
     trainer = trainer_of(made, tmp_path, address, Memory())
     engine = trainer.engine

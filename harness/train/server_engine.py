@@ -46,7 +46,7 @@ UNFILTERED = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
 """Said with each request: what a request leaves open, vLLM takes from the model's generation_config.json."""
 UNREAD = "default"
 """What a server calls the weights that it was started with."""
-AS_IDS = {"logprobs": 0, "return_tokens_as_token_ids": True, "ignore_eos": True}
+AS_IDS = {"logprobs": 0, "return_tokens_as_token_ids": True}
 
 
 class Lost(Exception):
@@ -186,8 +186,8 @@ class ServerEngine:
         assert copies == 1 or not greedy
         if seeds is None:
             seeds = torch.randint(2**56, (len(prompts) * copies,)).tolist()
-        common = {"n": copies, "temperature": 0.0 if greedy else self._options.temperature, "stop_token_ids": self._end}
-        common |= {"max_tokens": max_tokens or self._options.max_completion_tokens, **AS_IDS, **UNFILTERED}
+        common = {"n": copies, "temperature": 0.0 if greedy else self._options.temperature, **AS_IDS, **UNFILTERED}
+        common |= {"max_tokens": max_tokens or self._options.max_completion_tokens, "stop_token_ids": self._end, "ignore_eos": True}
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         found: dict[int, list[Sampled]] = {}
 
