@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 ARGS ?=
+WORKERS ?= 2
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
@@ -12,8 +13,8 @@ export OMP_WAIT_POLICY ?= passive
 demo: $(VENV)/.installed engine  ## synth → import → train → evaluate, one table
 	$(BIN)/harness demo $(ARGS)
 
-test: $(VENV)/.installed engine lint  ## lint, types and every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed engine lint  ## lint, types and every test, WORKERS files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 ROOT = Path(__file__).resolve().parents[1]
 # A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it back.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: a worker that gets one of them at the end would be alone with it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +28,12 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set HARNESS_DATA to the folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forked]:
+    with Forked() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

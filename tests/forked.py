@@ -1,12 +1,13 @@
 """`harness` commands in forked children of one process that has imported everything: a start costs a tenth of a second, not seven.
 
-As a program: reads lines of JSON ([arguments, log file, kill]), forks, answers with the child's process id and, when it has ended, with its
-exit status as `subprocess` gives it. With a kill, [part, n], the child ends by SIGKILL just before the n-th change of files or folders that
-have this part in their path.
+As a program: reads lines of JSON ([arguments, working folder, file of the output, file of the errors, kill]), forks, answers with the
+child's process id and, when it has ended, with its exit status as `subprocess` gives it. With a kill, [part, n], the child ends by SIGKILL
+just before the n-th change of files or folders that have this part in their path.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -22,10 +24,14 @@ CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 
 class Forked:
-    """The program, as a context manager. One child at a time."""
+    """The program, as a context manager, in the environment of this process or another one. One child at a time."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._environment = environment
 
     def __enter__(self) -> Self:
-        self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, __file__]
+        self._server = subprocess.Popen(command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -33,16 +39,35 @@ class Forked:
         self._server.stdin.close()
         self._server.wait()
 
-    def start(self, arguments: Sequence[str | Path], log: Path, kill: tuple[str, int] | None = None) -> int:
-        """The child's process id. Its output goes to `log`."""
+    def start(
+        self,
+        arguments: Sequence[str | Path],
+        log: Path,
+        kill: tuple[str, int] | None = None,
+        errors: Path | None = None,
+        cwd: Path = Path(),
+    ) -> int:
+        """The child's process id. What it writes goes to `log`, its errors to `errors` where that is given."""
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps([[*map(str, arguments)], str(log), kill]) + "\n")
+        self._server.stdin.write(json.dumps([[*map(str, arguments)], str(cwd), str(log), str(errors or log), kill]) + "\n")
         self._server.stdin.flush()
-        return self._read()
+        self._child = self._read()
+        return self._child
+
+    def running(self) -> bool:
+        """Whether the child has not ended."""
+        return Path(f"/proc/{self._child}").exists()
 
     def wait(self) -> int:
         """The exit status of the child: −9 where it was killed."""
         return self._read()
+
+    def run(self, *arguments: str | Path, cwd: Path = Path()) -> subprocess.CompletedProcess[str]:
+        """A whole command, as `subprocess.run` gives it."""
+        with TemporaryDirectory() as folder:
+            log, errors = Path(folder, "log"), Path(folder, "errors")
+            self.start(arguments, log, errors=errors, cwd=cwd)
+            return subprocess.CompletedProcess(arguments, self.wait(), log.read_text(), errors.read_text())
 
     def _read(self) -> int:
         assert self._server.stdout is not None
@@ -50,18 +75,20 @@ class Forked:
 
 
 def _serve() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `harness train` does before it imports torch
     import matplotlib.pyplot  # noqa: F401
 
     import harness.train.run  # noqa: F401
     from harness import cli
 
+    gc.freeze()  # at its end a child does not look at, and so copy, all that was imported
     for line in sys.stdin:
-        arguments, log, kill = json.loads(line)
+        arguments, folder, *files, kill = json.loads(line)
         child = os.fork()
         if child == 0:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            os.chdir(folder)
+            for descriptor, file in enumerate(files, 1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
             if kill is not None:
                 _die_at(*kill)
             sys.argv = ["harness", *arguments]

@@ -141,7 +141,7 @@ class Engine:
             command += ["--bridge=none", "--iptables=false"]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
-            wait(self._answers, 30)
+            wait(self._answers, 120)
         except AssertionError:
             self.stop()
             pytest.skip(f"no second engine can be started here: {(folder / 'log').read_text()[-300:]}")
@@ -182,7 +182,7 @@ def test_the_engine_is_restarted_in_the_middle(tasks: Path, tmp_path: Path, engi
     engine.stop()
     time.sleep(1.0)
     engine.start()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert "infrastructure failed" in errors, errors
     assert {row["status"] for row in reports(run).values()} <= {"resolved", "infra_error"}, errors
     before = finished(run)

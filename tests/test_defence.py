@@ -8,8 +8,10 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import hostile_patches as corpus
@@ -227,8 +229,15 @@ def test_a_container_killed_while_the_tests_run_is_no_verdict(open_sandbox: Open
 
     def noted(image: str | None = None) -> DockerSandbox:
         opened.append(open_sandbox(image))  # type: ignore[arg-type]
-        threading.Timer(4.0, connect().api.kill, [opened[-1].name]).start()
+        threading.Thread(target=kill, daemon=True).start()
         return opened[-1]
+
+    def kill() -> None:
+        """As soon as pytest runs."""
+        with closing(connect()) as client:
+            while "pytest" not in str(client.api.top(opened[-1].name)["Processes"]):
+                time.sleep(0.1)
+            client.api.kill(opened[-1].name)
 
     with pytest.raises(EnvError, match="ended from outside"):
         graded(noted, corpus.patch(corpus.HOSTILE["sleeps for ever"][0]))

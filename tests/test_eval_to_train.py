@@ -78,7 +78,7 @@ def imported(folder: Path, out: str, *options: str) -> tuple[dict[str, Any], dic
 @pytest.mark.parametrize("way", WAYS)
 def test_what_an_endpoints_model_does_is_recorded_and_trained_on(tmp_path: Path, way: str) -> None:
     with ScriptedServer(said, model="strong/model") as server:
-        ran = subprocess.run(command(tmp_path, server, way), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run(command(tmp_path, server, way), cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
     assert [row["status"] for row in report["instances"].values()] == ["resolved", "unresolved"]
@@ -119,13 +119,13 @@ def test_a_killed_run_leaves_an_episode_that_can_be_read(tmp_path: Path) -> None
     def reply(conversation: list[Message]) -> str:
         if sum(message["role"] == "assistant" for message in conversation) == 2 and not leave.is_set():
             reached.set()
-            leave.wait(60)
+            leave.wait(300)
         return said(conversation)
 
     with ScriptedServer(reply) as server:
         run = command(tmp_path, server, "agent", "--instances", "demo__easy-1")
         process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert reached.wait(60)
+        assert reached.wait(180)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
         leave.set()
@@ -137,7 +137,7 @@ def test_a_killed_run_leaves_an_episode_that_can_be_read(tmp_path: Path) -> None
         assert [(turn.actions[0].tool, turn.actions[0].arguments) for turn in done] == calls("+")[:2]
         assert "return a - b" in done[0].observations[0].content
         assert not (tmp_path / "run/instances").exists()
-        again = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        again = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["resolved"] == 1
     assert imported(tmp_path, "finished")[1]["demo__easy-1"].resolved is True
@@ -163,7 +163,7 @@ def test_in_containers_of_an_image(tmp_path: Path, way: str) -> None:
     try:
         with ScriptedServer(said) as server:
             options = ["--model", server.spec, "--dataset", "tasks.jsonl", "--out", "run", "--json", *WAYS[way]]
-            ran = subprocess.run([str(HARNESS), "eval", *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+            ran = subprocess.run([str(HARNESS), "eval", *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
         report = json.loads(ran.stdout)
         assert {name: one["status"] for name, one in report["instances"].items()} == {"demo__easy-1": "resolved"}

@@ -5,7 +5,8 @@ References: peft's own merge, transformers' loading of what was exported, an uni
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -15,6 +16,7 @@ import test_train
 import test_train_grpo
 import torch
 import training_corpus
+from forked import Forked
 from safetensors.torch import load_file
 
 from harness.generate_hf import load_model
@@ -141,7 +143,7 @@ SRL = (
 
 
 @pytest.mark.slow
-def test_killed_runs_resume_to_the_same_weights(tmp_path: Path) -> None:
+def test_killed_runs_resume_to_the_same_weights(tmp_path: Path, forked: Forked) -> None:
     """With an 8-bit optimizer; and with adapters, from the first run's warmed-up model, which gets rewards that differ."""
     pytest.importorskip("bitsandbytes")
     data = training_corpus.write(tmp_path)
@@ -149,13 +151,13 @@ def test_killed_runs_resume_to_the_same_weights(tmp_path: Path) -> None:
     adapters = (LORA, "--model", warm, "--warmup.epochs=0", "--srl.learning_rate=1e-2", "--srl.kl=0.05")
     for name, options in (("adamw_8bit", ("--memory.optimizer=adamw_8bit",)), ("lora", adapters)):
         whole, killed = tmp_path / name, tmp_path / f"{name}-killed"
-        done = subprocess.run([*test_train._command(data, whole, *SRL), *options], capture_output=True, text=True)
+        done = forked.run(*test_train._command(data, whole, *SRL), *options)
         assert done.returncode == 0, done.stderr
-        process = subprocess.Popen([*test_train._command(data, killed, *SRL), *options], stderr=subprocess.DEVNULL)
-        test_train._wait_for_step(killed, 7, process, stage="srl")
-        process.kill()
-        process.wait()
-        done = subprocess.run([*test_train._command(data, killed, *SRL), *options], capture_output=True, text=True)
+        child = forked.start([*test_train._command(data, killed, *SRL), *options], tmp_path / "log")
+        test_train._wait_for_step(killed, 7, forked.running, stage="srl")
+        os.kill(child, signal.SIGKILL)
+        assert forked.wait() == -signal.SIGKILL
+        done = forked.run(*test_train._command(data, killed, *SRL), *options)
         assert done.returncode == 0, done.stderr
         assert "resuming from" in done.stderr
         first = load_file(Path(warm) / "model.safetensors")

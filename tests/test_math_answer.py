@@ -144,7 +144,7 @@ def test_a_hostile_answer_costs_its_limit_at_most_and_is_wrong(tmp_path: Path, m
         verdict = judge(answer, "5")
         spent = time.monotonic() - start
         assert verdict.status != "resolved", name
-        assert spent < 3, name
+        assert spent < 4, name  # twice the limit
         assert verdict.note or verdict.status == "unresolved", name
         assert len(verdict.answer or "") <= math_answer.SHOWN
     assert list(tmp_path.iterdir()) == []

@@ -193,7 +193,7 @@ def test_a_log_that_the_official_grader_does_not_come_to_the_end_of_costs_only_i
     wanted = spec(["a"], [], log_parser="django")
     started = time.perf_counter()
     graded = finish("", hostile, judge(wanted, hostile), wanted)
-    assert time.perf_counter() - started < official.SECONDS + 15
+    assert time.perf_counter() - started < official.SECONDS + 60
     assert (graded.status, graded.official_resolved) == ("resolved", None)
     assert graded.notes == (f"the SWE-bench grader did not come to an end within {official.SECONDS} s, or of memory",)
     assert finish("", log("a ... ok"), Verdict("resolved", {}), wanted).official_resolved is True
@@ -207,7 +207,7 @@ def test_the_grader_stays_out_of_this_process_and_ends_with_it() -> None:
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split(")")[1]:
         assert time.monotonic() < deadline, "the grader's process is still there"
         time.sleep(0.05)

@@ -54,7 +54,7 @@ def test_any_number_of_threads(pool: Pool[[int], int]) -> None:
     assert len(pool.processes) <= 3
 
 
-@pytest.mark.parametrize(("number", "failure", "told"), [(-9, Late, "took more than 1 s"), (13, Crashed, "ended its process")])
+@pytest.mark.parametrize(("number", "failure", "told"), [(-600, Late, "took more than 1 s"), (13, Crashed, "ended its process")])
 def test_one_call_fails_and_the_others_do_not(pool: Pool[[int], int], number: int, failure: type[Exception], told: str) -> None:
     pool.call(0)
     start = time.monotonic()
@@ -63,7 +63,7 @@ def test_one_call_fails_and_the_others_do_not(pool: Pool[[int], int], number: in
         assert list(threads.map(pool.call, range(20, 60))) == [2 * n for n in range(20, 60)]
         with pytest.raises(failure, match=told):
             bad.result()
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 120
     assert pool.call(21) == 42
 
 
@@ -95,7 +95,7 @@ def test_a_busy_process_does_not_outlive_a_killed_caller(tmp_path: Path) -> None
         "pool = harness.pool.Pool(test_pool.double, 1, 1.0)\n"
         "pool.call(1)\n"
         "print(pool.processes[0].pid, flush=True)\n"
-        "pool.call(-60)\n"
+        "pool.call(-600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])}
     caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
@@ -104,7 +104,7 @@ def test_a_busy_process_does_not_outlive_a_killed_caller(tmp_path: Path) -> None
     time.sleep(0.3)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             os.kill(worker, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from harness.train.processes import ProcessLost, gathered, mine
@@ -24,14 +23,13 @@ with processes.together():
 """
 
 
-def launch(folder: Path, body: str, count: int = 2, silence: float = 100) -> tuple[subprocess.CompletedProcess[str], float]:
-    """What torchrun says after `count` processes ran `body`, and its seconds."""
+def launch(folder: Path, body: str, count: int = 2, silence: float = 1000) -> subprocess.CompletedProcess[str]:
+    """What torchrun says after `count` processes ran `body`, which takes much less than the silence."""
     script = folder / "body.py"
     script.write_text(START + "".join(f"    {line}\n" for line in body.strip().splitlines()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), str(script), str(folder), str(silence)]
-    started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done, time.monotonic() - started
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [*launcher, str(script), str(folder), str(silence)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_the_first_goes_first_and_speaks_for_all(tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ items = processes.mine(range(7))
 assert processes.gathered([len(items)]) == [2, 2, 3], items
 assert processes.gathered(list(items)) == list(range(7))
 """
-    done, _ = launch(tmp_path, body, count=3)
+    done = launch(tmp_path, body, count=3)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "process 0 joined\n"
     order = (tmp_path / "order").read_text().splitlines()
@@ -60,15 +58,14 @@ for turn in range(1000000):
         raise UserError("something is wrong here")
     processes.gathered([turn])
 """
-    done, seconds = launch(tmp_path, body)
+    done = launch(tmp_path, body)
     assert done.returncode != 0
     assert done.stderr.count("UserError: something is wrong here") == 1
     assert "gloo" not in done.stderr
-    assert seconds < 60
 
 
 def test_what_all_raise_is_said_once(tmp_path: Path) -> None:
-    done, _ = launch(tmp_path, 'raise UserError("something is wrong here")')
+    done = launch(tmp_path, 'raise UserError("something is wrong here")')
     assert done.returncode != 0
     assert done.stderr.count("UserError: something is wrong here") == 1
 
@@ -81,10 +78,9 @@ for turn in range(1000000):
         os.kill(os.getpid(), signal.SIGKILL)
     processes.gathered([turn])
 """
-    done, seconds = launch(tmp_path, body)
+    done = launch(tmp_path, body)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
-    assert seconds < 60
 
 
 def test_a_process_that_hangs_ends_all(tmp_path: Path) -> None:
@@ -96,10 +92,9 @@ if rank == "1":
 with one_message(folder), processes.one_voice():
     processes.gathered([1])
 """
-    done, seconds = launch(tmp_path, body, silence=5)
+    done = launch(tmp_path, body, silence=5)
     assert done.returncode != 0
     said = "one of the 2 processes of this run was killed, or has not answered for 0:00:05; the torchrun of its node names it"
     assert done.stderr.count(f"ProcessLost: {said}\n") == 1
     assert done.stderr.count(f"TrainingFailed: {said}. The same command begins the stage again\n") == 1
     assert not issubclass(ProcessLost, UserError)
-    assert seconds < 60

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +66,12 @@ KILLS = (
 of their writing, metrics, the end of a stage, sampling, the report. None: at any time, within three seconds."""
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Forked]:
-    with Forked() as server:
-        yield server
-
-
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_one_that_was_not(tmp_path: Path, forked: Forked) -> None:
     data = training_corpus.write(tmp_path)
 
     def command(run: Path) -> list[str]:
-        return test_train._command(data, run, *OPTIONS)[3:]
+        return test_train._command(data, run, *OPTIONS)
 
     whole, log = tmp_path / "whole", tmp_path / "log"
     forked.start(command(whole), log)

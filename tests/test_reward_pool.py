@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from harness.pool import _Worker
 from harness.reward import LONGEST, Scored, step_reward
 from harness.reward_pool import Candidate, RewardPool
 
@@ -38,11 +39,25 @@ def pool() -> Iterator[RewardPool]:
         yield pool
 
 
-def running(pool: RewardPool) -> int:
+def running(pool: RewardPool) -> subprocess.Popen[bytes]:
     """The process of a pool that has scored something."""
     pool.score(SAMPLES[:1])
     (process,) = pool._pool.processes
-    return process.pid
+    return process
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> None:
+    """The process that is given `HEAVY` gets these signals, the first as it gets the sample."""
+    call = _Worker.call
+
+    def calling(worker: _Worker, given: Any, limit: float) -> Any:
+        if given[0][0] is HEAVY.completion:
+            worker.process.send_signal(numbers[0])
+            for number in numbers[1:]:
+                threading.Timer(0.5, worker.process.send_signal, (number,)).start()
+        return call(worker, given, limit)
+
+    monkeypatch.setattr(_Worker, "call", calling)
 
 
 def test_scores_come_back_in_order_and_the_same_each_time(pool: RewardPool, expected: list[Scored]) -> None:
@@ -51,35 +66,40 @@ def test_scores_come_back_in_order_and_the_same_each_time(pool: RewardPool, expe
     assert pool.score([]) == []
 
 
-def test_a_slow_sample_is_named_and_has_no_reward_and_the_others_have(expected: list[Scored], caplog: pytest.LogCaptureFixture) -> None:
-    with RewardPool(limit=0.08) as pool, caplog.at_level(logging.WARNING):
-        scored = pool.score([*SAMPLES[:150], HEAVY, *SAMPLES[150:]])
+def test_a_slow_sample_is_named_and_has_no_reward_and_the_others_have(
+    expected: list[Scored], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process is stopped: on whatever machine it takes longer than its limit, and the others do not."""
+    signalled(monkeypatch, signal.SIGSTOP)
+    with RewardPool(limit=1.0) as rewards, caplog.at_level(logging.WARNING):
+        scored = rewards.score([*SAMPLES[:150], HEAVY, *SAMPLES[150:]])
     assert scored.pop(150) == Scored(None, False, False, None, "slow")
     assert scored == expected
     assert [record.getMessage() for record in caplog.records] == [
-        f"sample heavy: scoring took more than 0.08 s ({LONGEST + 15} characters against {LONGEST}); it has no reward"
+        f"sample heavy: scoring took more than 1 s ({LONGEST + 15} characters against {LONGEST}); it has no reward"
     ]
 
 
 def test_a_process_killed_between_batches_costs_nothing(pool: RewardPool, expected: list[Scored]) -> None:
-    os.kill(running(pool), signal.SIGKILL)
-    time.sleep(0.2)
+    process = running(pool)
+    process.kill()
+    process.wait()
     assert pool.score(SAMPLES) == expected
 
 
-def test_a_process_killed_while_scoring_costs_its_sample_alone(expected: list[Scored], caplog: pytest.LogCaptureFixture) -> None:
-    with RewardPool() as pool, caplog.at_level(logging.WARNING):
-        victim = running(pool)
-        os.kill(victim, signal.SIGSTOP)  # so that the first sample is still its when it dies
-        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-        scored = pool.score([HEAVY, *SAMPLES])
+def test_a_process_killed_while_scoring_costs_its_sample_alone(
+    expected: list[Scored], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    signalled(monkeypatch, signal.SIGSTOP, signal.SIGKILL)  # stopped, so that the sample is still its when it dies
+    with RewardPool() as rewards, caplog.at_level(logging.WARNING):
+        scored = rewards.score([HEAVY, *SAMPLES])
     assert scored == [Scored(None, False, False, None, "crashed"), *expected]
     assert [record.getMessage().split("(")[0] for record in caplog.records] == ["sample heavy: scoring ended its process "]
 
 
 def test_a_stopped_process_is_no_hang(expected: list[Scored]) -> None:
     with RewardPool(limit=1.0) as pool:
-        os.kill(running(pool), signal.SIGSTOP)
+        running(pool).send_signal(signal.SIGSTOP)
         scored = pool.score(SAMPLES)
     assert scored[0] == Scored(None, False, False, None, "slow")
     assert scored[1:] == expected[1:]
@@ -87,10 +107,10 @@ def test_a_stopped_process_is_no_hang(expected: list[Scored]) -> None:
 
 def test_no_process_outlives_its_pool() -> None:
     with RewardPool() as pool:
-        victim = running(pool)
-        os.kill(victim, 0)
+        process = running(pool)
+        assert process.poll() is None
     with pytest.raises(ProcessLookupError):
-        os.kill(victim, 0)
+        os.kill(process.pid, 0)
 
 
 def test_the_processes_import_no_torch() -> None:

@@ -167,8 +167,12 @@ def test_killed_in_the_middle_nothing_is_lost_or_asked_twice(tmp_path: Path) -> 
     rows, out, gone = sums(120), tmp_path / "out.jsonl", tmp_path / "out.dropped.jsonl"
     source = write(tmp_path / "in.jsonl", rows)
 
+    free = [0]  # rows that are answered at once; the others wait until the process is killed
+    killed = threading.Event()
+
     def reply(messages: list[Message]) -> str:
-        time.sleep(0.03)
+        if int(question_of(messages)) >= free[0]:
+            killed.wait(60)
         return "no" if int(question_of(messages)) % 5 == 0 else right(messages)
 
     def done() -> set[str]:
@@ -180,13 +184,15 @@ def test_killed_in_the_middle_nothing_is_lost_or_asked_twice(tmp_path: Path) -> 
     with ScriptedServer(reply) as server:
         arguments = (source, "--model", server.spec, "--out", out, "--tries", "1", "--workers", "4")
         for target in (10, 40, 70):
+            killed.clear()
+            free[0] = target + target // 4 + 10
             process = start(*arguments)
             deadline = time.monotonic() + 60
             while (out.read_bytes().count(b"\n") if out.exists() else 0) < target and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            time.sleep(0.2)  # what is still in the server counts as asked
+            killed.set()
             finished, before = done(), asked()
             assert target < len(finished) < 120
             assert finished <= set(before)
@@ -208,7 +214,7 @@ def test_ctrl_c_does_not_wait_for_the_server(tmp_path: Path) -> None:
     def reply(messages: list[Message]) -> str:
         if int(question_of(messages)) >= 5:
             entered.set()
-            leave.wait(60)
+            leave.wait(300)
         return right(messages)
 
     source, out = write(tmp_path / "in.jsonl", sums(40)), tmp_path / "out.jsonl"
@@ -217,10 +223,8 @@ def test_ctrl_c_does_not_wait_for_the_server(tmp_path: Path) -> None:
         assert entered.wait(60)
         while not out.exists() or len(out.read_bytes().splitlines()) < 5:
             time.sleep(0.01)
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-        assert time.monotonic() - began < 10
+        _, stderr = process.communicate(timeout=120)
         assert process.returncode == 130
         assert "the same command takes it up again" in stderr
         assert "Traceback" not in stderr

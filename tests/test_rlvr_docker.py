@@ -6,10 +6,10 @@ episode, graded once more in a fresh container.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import test_evaluate
 import test_train
+from forked import Forked
 from test_train_rlvr import ids
 
 from harness import contamination
@@ -34,27 +35,20 @@ RLVR = ("--rlvr.max_steps=2", "--rlvr.prompts=2", "--rlvr.rollouts=4", "--gate.g
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def learnt(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> tuple[Path, Path]:
     """Tasks, and a checkpoint that solves some of them."""
     folder = tmp_path_factory.mktemp("swe")
     generate("swe", load_env("swe"), 12, folder / "data")
     model = ("--domain", "swe", "--method", "sft", "--model", "tiny", "--data", folder / "data", "--out", folder / "sft")
-    subprocess.run(command(*model, *LEARN), check=True, capture_output=True)
+    done = forked.run("train", *model, *LEARN)
+    assert done.returncode == 0, done.stderr
     return folder / "data", folder / "sft" / "checkpoints" / "final"
 
 
-def command(*options: object) -> list[str]:
-    return [sys.executable, "-c", "from harness.cli import main; main()", "train", *map(str, options)]
-
-
-def test_the_tests_of_the_task_reward_the_agent(tmp_path: Path, learnt: tuple[Path, Path]) -> None:
+def test_the_tests_of_the_task_reward_the_agent(tmp_path: Path, learnt: tuple[Path, Path], forked: Forked) -> None:
     data, model = learnt
     run = tmp_path / "run"
-    done = subprocess.run(
-        command("--domain", "swe", "--method", "rlvr", "--model", model, "--data", data, "--out", run, *RLVR),
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run("train", "--domain", "swe", "--method", "rlvr", "--model", model, "--data", data, "--out", run, *RLVR)
     assert done.returncode == 0, done.stderr
     assert "held-out tasks" in done.stdout
     steps = [row for row in read_jsonl(run / "metrics.jsonl") if "loss" in row]
@@ -87,25 +81,39 @@ def test_the_tests_of_the_task_reward_the_agent(tmp_path: Path, learnt: tuple[Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_leaves_no_container(tmp_path: Path, learnt: tuple[Path, Path], number: signal.Signals) -> None:
+def test_a_stopped_run_leaves_no_container(tmp_path: Path, learnt: tuple[Path, Path], forked: Forked, number: signal.Signals) -> None:
     """Ctrl-C twice, or SIGTERM, in the middle of a step; the same command goes on."""
     data, model = learnt
-    run = tmp_path / "run"
-    options = command("--domain", "swe", "--method", "rlvr", "--model", model, "--data", data, "--out", run, *RLVR, "--checkpoint_every=1")
-    process = subprocess.Popen(options, stderr=subprocess.PIPE, text=True)
-    test_train._wait_for_step(run, 1, process, stage="rlvr")
-    deadline = time.monotonic() + 60
-    while len(test_evaluate.containers(process.pid)) < 2 and time.monotonic() < deadline:
+    run, log = tmp_path / "run", tmp_path / "log"
+    options = (
+        "train",
+        "--domain",
+        "swe",
+        "--method",
+        "rlvr",
+        "--model",
+        model,
+        "--data",
+        data,
+        "--out",
+        run,
+        *RLVR,
+        "--checkpoint_every=1",
+    )
+    child = forked.start(options, log)
+    test_train._wait_for_step(run, 1, forked.running, stage="rlvr")
+    deadline = time.monotonic() + 120
+    while len(test_evaluate.containers(child)) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert len(test_evaluate.containers(process.pid)) >= 2
-    process.send_signal(number)
+    os.kill(child, number)
     if number == signal.SIGINT:
         time.sleep(0.3)
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], errors
-    assert test_evaluate.containers(process.pid) == []
-    done = subprocess.run([*options, "--json"], capture_output=True, text=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+    assert forked.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], log.read_text()
+    assert test_evaluate.containers(child) == []
+    done = forked.run(*options, "--json")
     assert done.returncode == 0, done.stderr
     assert "rlvr: resuming from" in done.stderr
     report = json.loads(done.stdout)

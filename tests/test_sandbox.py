@@ -201,9 +201,9 @@ def test_clip_keeps_exactly_what_fits() -> None:
 def test_a_timeout_kills_inside_and_leaves_a_usable_sandbox(sandbox: Sandbox) -> None:
     sandbox.exec("echo kept > kept; sleep 9871 &")
     started = time.monotonic()
-    ran = sandbox.exec("echo begun; (setsid sleep 9872 &); sh -c 'trap \"\" TERM INT HUP; sleep 9873'; echo never", timeout=0.5)
+    ran = sandbox.exec("echo begun; (setsid sleep 9872 &); sh -c 'trap \"\" TERM INT HUP; sleep 9873'; echo never", timeout=1.5)
     assert ran == ("begun\n", None, True, False)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert sandbox.exec("cat kept; pwd").output == f"kept\n{sandbox.root}\n"
     assert not any(running(sandbox, f"sleep 987{i}") for i in (1, 2, 3))
 
@@ -211,7 +211,7 @@ def test_a_timeout_kills_inside_and_leaves_a_usable_sandbox(sandbox: Sandbox) ->
 def test_a_busy_shell_is_killed_too(sandbox: Sandbox) -> None:
     assert sandbox.exec("while :; do :; done", timeout=0.3).timed_out
     assert sandbox.exec("kill -STOP $$", timeout=0.3).timed_out
-    assert sandbox.exec("yes", timeout=0.3).output.startswith("y\ny\n")
+    assert sandbox.exec("yes", timeout=1.0).output.startswith("y\ny\n")
     assert sandbox.exec("echo usable").output == "usable\n"
 
 
@@ -316,8 +316,8 @@ def test_a_container_ended_from_outside_is_an_error_at_once(sandboxes: DockerSan
             timer.join()
         started = time.monotonic()
         with pytest.raises(SandboxError):
-            sandbox.exec("sleep 30")
-        assert time.monotonic() - started < 10
+            sandbox.exec("sleep 300", 600)
+        assert time.monotonic() - started < 60
         timer.join()
         with pytest.raises(SandboxError):
             sandbox.read("/etc/passwd")
@@ -336,12 +336,12 @@ def test_closing_removes_and_ends_what_runs(client: DockerClient) -> None:
         assert [sandbox.exec(f"echo {i}").output for i, sandbox in enumerate(opened)] == ["0\n", "1\n", "2\n", "3\n"]
         opened[0].close()
         opened[0].close()
-        waiting = [pool.submit(sandbox.exec, "sleep 60", 60) for sandbox in opened[1:]]
+        waiting = [pool.submit(sandbox.exec, "sleep 600", 600) for sandbox in opened[1:]]
         time.sleep(0.3)
         sandboxes.close()
         for one in waiting:
             with pytest.raises(SandboxError):
-                one.result(timeout=20)
+                one.result(timeout=60)
         with pytest.raises(SandboxError):
             opened[0].exec("true")
         with pytest.raises(SandboxError):
@@ -357,7 +357,7 @@ sandbox = sandboxes.open()
 print(sandbox.name, flush=True)
 if sys.argv[1] == "raise":
     raise RuntimeError
-sandbox.exec("sleep 60", 60)
+sandbox.exec("sleep 600", 600)
 """
 
 
@@ -375,14 +375,13 @@ def test_no_container_outlives_its_process(container: DockerSandbox, client: Doc
         time.sleep(0.3)
         process.send_signal(ending)
     if ending is signal.SIGKILL:
-        time.sleep(0.3)
-        assert name in labelled(client)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         reap(client)  # while the killed process is still a zombie
     else:
-        process.wait(timeout=30)
+        process.wait(timeout=60)
     assert name not in labelled(client)
     assert container.name in labelled(client)  # a live owner's stays
-    process.wait(timeout=30)
+    process.wait(timeout=60)
     assert container.exec("echo alive").output == "alive\n"
 
 

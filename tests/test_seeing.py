@@ -36,7 +36,8 @@ def test_every_second_is_in_one_phase() -> None:
     seconds = phases.take()
     phases.add("checkpoint", 2.0)
     assert seconds.keys() == {"update", "sampling", "scoring"}
-    assert seconds["sampling"] > seconds["scoring"] > 0.14
+    assert seconds["sampling"] > 0.19
+    assert seconds["scoring"] > 0.14
     assert seconds["update"] > 0.04
     assert sum(seconds.values()) <= time.monotonic() - started - 0.05
     assert phases.take() == {"checkpoint": 2.0}
@@ -46,8 +47,8 @@ def test_a_phase_ends_with_its_block_whatever_happens() -> None:
     phases = Phases()
     with pytest.raises(ZeroDivisionError), phases("outer"), phases("inner"):
         raise ZeroDivisionError
-    time.sleep(0.02)
-    assert sum(phases.take().values()) < 0.02
+    time.sleep(0.5)
+    assert sum(phases.take().values()) < 0.5
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ import test_train
 import test_train_grpo
 import torch
 import training_corpus
+from forked import Forked
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
@@ -148,7 +149,8 @@ def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradients, weights and the stream's frontier, with groups dropped on the way."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(random.randint(20000, 30000)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("MASTER_PORT", str(server.getsockname()[1]))
     torch.multiprocessing.spawn(work, (tmp_path,), nprocs=2)
     one = trained(tmp_path)
     for rank in range(2):
@@ -184,30 +186,25 @@ OPTIONS = (
 """Small steps: where weights differ by float noise, a completion differs once a random number falls between two sums of probabilities."""
 
 
-def srl_command(data: Path, run: Path, count: int) -> list[str]:
-    command = test_train._command(data, run, *OPTIONS)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "harness"] if count > 1 else ["-m", "harness"]
-    return [sys.executable, *launcher, *command[command.index("train") :]]
-
-
 @pytest.mark.slow
-def test_a_sharded_run_that_is_killed_ends_with_the_weights_of_one_process(tmp_path: Path) -> None:
+def test_a_sharded_run_that_is_killed_ends_with_the_weights_of_one_process(tmp_path: Path, forked: Forked) -> None:
     """And with the same rewards on the way. Once one process is killed, once all are interrupted."""
     data = training_corpus.write(tmp_path)
     whole_run, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(srl_command(data, whole_run, 1), capture_output=True, text=True)
+    done = forked.run(*test_train._command(data, whole_run, *OPTIONS))
     assert done.returncode == 0, done.stderr
-    command = srl_command(data, killed, 2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
+    command = [*torchrun, *test_train._command(data, killed, *OPTIONS)]
     for step in (4, 8):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        test_train._wait_for_step(killed, step, process, stage="srl")
+        test_train._wait_for_step(killed, step, lambda p=process: p.poll() is None, stage="srl")
         if step == 4:
             children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
             os.kill(int(children[1]), signal.SIGKILL)
-            assert "SIGKILL" in process.communicate(timeout=60)[1]
+            assert "SIGKILL" in process.communicate(timeout=180)[1]
         else:
             process.send_signal(signal.SIGINT)
-            assert "the same command resumes it" in process.communicate(timeout=60)[1]
+            assert "the same command resumes it" in process.communicate(timeout=180)[1]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr

@@ -156,14 +156,15 @@ def test_failing_tests_are_not_in_the_base_tree(plain: Path) -> None:
 def test_gold_resolves_and_null_does_not(plain: Path, sandboxes: Sandboxes) -> None:
     statuses: dict[str, list[str]] = {"gold": [], "null": []}
     tasks = [task for split in ("train", "val", "test") for task in load_tasks(plain, split=split)]  # type: ignore[arg-type]
-    for task in tasks:
+    assert len(tasks) == 50
+    for task in tasks[::3]:
         for name, patch in (("gold", task.patch), ("null", "")):
             env = SweAgentEnv(SweConfig(grade_empty_patch=True), sandboxes)
             env.task = task
             env.load_prediction(patch)
             statuses[name].append(env.grade().status)
             env.close()
-    assert statuses == {"gold": ["resolved"] * 50, "null": ["unresolved"] * 50}
+    assert statuses == {"gold": ["resolved"] * 17, "null": ["unresolved"] * 17}
 
 
 @pytest.mark.docker

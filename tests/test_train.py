@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import training_corpus
+from forked import Forked
 
 from harness import cli, contamination
 from harness.generate_hf import load_model, load_tokenizer
@@ -112,16 +113,15 @@ def test_the_gate_stops_a_model_that_has_nothing_to_reinforce(
     assert (run / "checkpoints" / "warmup" / "config.json").is_file()
 
 
-def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path, data: Path) -> None:
-    run = tmp_path / "run"
+def test_ctrl_c_saves_and_the_same_command_resumes(tmp_path: Path, data: Path, forked: Forked) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
     command = _sft_command(data, run, steps=40)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    _wait_for_step(run, 3, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "the same command resumes it" in errors
-    done = subprocess.run(command, capture_output=True, text=True)
+    child = forked.start(command, log)
+    _wait_for_step(run, 3, forked.running)
+    os.kill(child, signal.SIGINT)
+    assert forked.wait() == 130, log.read_text()
+    assert "the same command resumes it" in log.read_text()
+    done = forked.run(*command)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     assert _steps(run) == list(range(1, 41))
@@ -189,18 +189,16 @@ def _sft_command(data: Path, run: Path, steps: int) -> list[str]:
 
 
 def _command(data: Path, run: Path, *options: str) -> list[str]:
-    code = "from harness.cli import main; main()"
-    named = ["--domain", "swe", "--model", "tiny", "--data", str(data), "--out", str(run)]
-    return [sys.executable, "-c", code, "train", *named, *training_corpus.SMALL, *options]
+    return ["train", "--domain", "swe", "--model", "tiny", "--data", str(data), "--out", str(run), *training_corpus.SMALL, *options]
 
 
 def _steps(run: Path, stage: str = "sft") -> list[int]:
     return [row["step"] for row in read_jsonl(run / "metrics.jsonl") if row["stage"] == stage and "loss" in row]
 
 
-def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str], stage: str = "sft") -> None:
-    deadline = time.monotonic() + 120
+def _wait_for_step(run: Path, step: int, running: Callable[[], bool], stage: str = "sft") -> None:
+    deadline = time.monotonic() + 300
     while not any(done >= step for done in _steps(run, stage)):
-        assert process.poll() is None, os.strerror(process.returncode or 0)
+        assert running(), "it ended before"
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,9 +12,7 @@ import os
 import re
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from harness import pool, reward_pool
 from harness.generate_hf import load_model, load_tokenizer
 from harness.prompt import PromptPolicy
 from harness.reward_pool import RewardPool
-from harness.runs import read_jsonl
+from harness.runs import Run, read_jsonl
 from harness.train import checkpoint, engine, failure, grpo, run, setup
 
 STEPS = 6
@@ -96,20 +94,16 @@ def assert_as_whole(path: Path, made: Path) -> None:
     assert test_train._steps(path, "srl") == list(range(1, STEPS + 1))
 
 
-def when_step(path: Path, step: int, act: Callable[[], None], stage: str = "srl") -> threading.Thread:
-    """Act once metrics.jsonl holds this step."""
+def after_step(step: int, act: Callable[[], None]) -> Callable[[Run, Mapping[str, Any]], None]:
+    """`Run.log` that acts once metrics.jsonl holds this step of SRL."""
+    log = Run.log
 
-    def wait() -> None:
-        deadline = time.monotonic() + 120
-        while not any(done >= step for done in test_train._steps(path, stage)):
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.005)
-        act()
+    def logging(run: Run, row: Mapping[str, Any]) -> None:
+        log(run, row)
+        if (row["stage"], row.get("step")) == ("srl", step) and "loss" in row:
+            act()
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+    return logging
 
 
 def spoiling(load: Callable[..., PreTrainedModel], spoil: Callable[[PreTrainedModel], None]) -> Callable[..., PreTrainedModel]:
@@ -231,12 +225,12 @@ def fill(folder: Path, left: int) -> None:
 
 @pytest.mark.parametrize("step", [3, STEPS], ids=["at a checkpoint", "at the end"])
 def test_a_full_disk_harms_no_checkpoint(
-    made: Path, small_disk: Path, command: Command, capsys: pytest.CaptureFixture[str], step: int
+    made: Path, small_disk: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     path = small_disk / "run"
-    thread = when_step(path, step, lambda: fill(small_disk, 65536))
-    assert command(*SRL, out=path) == 1
-    thread.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", after_step(step, lambda: fill(small_disk, 65536)))
+        assert command(*SRL, out=path) == 1
     said = message(capsys)
     assert f"the disk of {path} is full" in said
     assert f"goes on from step {step // 3 * 2} of srl" in said

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import test_swe_env
 import test_train
+from forked import Forked
 from safetensors.torch import load_file
 
 from harness import contamination
@@ -167,13 +171,12 @@ def test_tasks_that_cannot_be_had_are_one_message(tmp_path: Path, problems: Path
         tasks("math", data=[str(tmp_path)])
 
 
-def pipeline(problems: Path, run: Path, processes: int = 1) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+def pipeline(problems: Path, run: Path) -> list[str]:
     options = ["--warmup.max_steps=40", "--warmup.epochs=100", "--warmup.learning_rate=1e-2", "--srl.max_steps=8", "--rlvr.max_steps=12"]
     options += ["--rlvr.dynamic_sampling=true", "--rlvr.max_completion_tokens=24", "--checkpoint_every=3", "--validation.every=4"]
     options += ["--warmup.micro_batch=4", "--srl.micro_batch=4", "--rlvr.micro_batch=4"]
     named = ["--domain", PARITY, "--method", "pipeline", "--model", "tiny", "--data", str(problems), "--out", str(run)]
-    return [sys.executable, *launcher, "-m", "harness", "train", *named, "--config", str(SMOKE), *options]
+    return ["train", *named, "--config", str(SMOKE), *options]
 
 
 def rows(run: Path) -> list[list[object]]:
@@ -188,26 +191,28 @@ def apart(run: Path, other: Path, checkpoint: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, problems: Path) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, problems: Path, forked: Forked) -> Path:
     """A pipeline that was left alone."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(pipeline(problems, run), cwd=Path(__file__).parent, check=True, capture_output=True)
+    done = forked.run(*pipeline(problems, run))
+    assert done.returncode == 0, done.stderr
     return run
 
 
 @pytest.mark.slow
-def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(tmp_path: Path, problems: Path, whole: Path) -> None:
-    run, tests, kills = tmp_path / "run", Path(__file__).parent, 0
+def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(
+    tmp_path: Path, problems: Path, whole: Path, forked: Forked
+) -> None:
+    run, kills = tmp_path / "run", 0
     for stage, step in (("warmup", 8), ("srl", 4), ("rlvr", 2), ("rlvr", 8)):
-        process = subprocess.Popen(pipeline(problems, run), cwd=tests, stderr=subprocess.DEVNULL)
-        test_train._wait_for_step(run, step, process, stage=stage)
+        child = forked.start(pipeline(problems, run), tmp_path / "log")
+        test_train._wait_for_step(run, step, forked.running, stage=stage)
         time.sleep(0.2)
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        kills += forked.wait() == -signal.SIGKILL
     assert kills >= 3
-    done = subprocess.run(pipeline(problems, run), cwd=tests, capture_output=True, text=True)
+    done = forked.run(*pipeline(problems, run))
     assert done.returncode == 0, done.stderr
     assert "rlvr: resuming from" in done.stderr
     assert rows(run) == rows(whole)
@@ -218,7 +223,8 @@ def test_a_pipeline_killed_in_every_stage_ends_with_the_weights_of_a_whole_one(t
 
 @pytest.mark.slow
 def test_two_processes_play_the_episodes_of_one(tmp_path: Path, problems: Path, whole: Path) -> None:
-    done = subprocess.run(pipeline(problems, tmp_path / "run", 2), cwd=Path(__file__).parent, capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
+    done = subprocess.run([*torchrun, *pipeline(problems, tmp_path / "run")], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     played = [[row for row in rows(run) if row[0] == "rlvr"] for run in (tmp_path / "run", whole)]
     assert played[0] == played[1]
