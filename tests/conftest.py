@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from forked import Forked
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # A shell starts its background jobs with SIGINT ignored, and children inherit that; the tests of Ctrl-C need it back.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,13 +45,15 @@ def forked() -> Iterator[Forked]:
 
 @pytest.fixture(scope="session")
 def docker_engine() -> None:
-    """Skip where no Docker engine answers."""
-    from docker import DockerClient
-    from docker.errors import DockerException
+    """Skip where no Docker engine answers. On a fresh machine the base image is made here, by one process while others wait."""
+    from harness.base_image import base_image
+    from harness.sandbox import NoEngine
+    from harness.sandbox_docker import connect
 
     try:
-        client = DockerClient.from_env(timeout=10)
-        client.ping()
-        client.close()
-    except DockerException as error:
-        pytest.skip(f"no Docker engine answers: {error}")
+        client = connect()
+    except NoEngine as error:
+        pytest.skip(str(error))
+    with closing(client), Path(tempfile.gettempdir(), "srl-harness-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        base_image(client)

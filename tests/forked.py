@@ -7,6 +7,7 @@ just before the n-th change of files or folders that have this part in their pat
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -28,6 +29,7 @@ class Forked:
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
         self._environment = environment
+        self._child: int | None = None
 
     def __enter__(self) -> Self:
         command = [sys.executable, __file__]
@@ -36,6 +38,7 @@ class Forked:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         assert self._server.stdin is not None
+        self._end()
         self._server.stdin.close()
         self._server.wait()
 
@@ -49,6 +52,7 @@ class Forked:
     ) -> int:
         """The child's process id. What it writes goes to `log`, its errors to `errors` where that is given."""
         assert self._server.stdin is not None
+        self._end()
         self._server.stdin.write(json.dumps([[*map(str, arguments)], str(cwd), str(log), str(errors or log), kill]) + "\n")
         self._server.stdin.flush()
         self._child = self._read()
@@ -60,6 +64,7 @@ class Forked:
 
     def wait(self) -> int:
         """The exit status of the child: −9 where it was killed."""
+        self._child = None
         return self._read()
 
     def run(self, *arguments: str | Path, cwd: Path = Path()) -> subprocess.CompletedProcess[str]:
@@ -68,6 +73,13 @@ class Forked:
             log, errors = Path(folder, "log"), Path(folder, "errors")
             self.start(arguments, log, errors=errors, cwd=cwd)
             return subprocess.CompletedProcess(arguments, self.wait(), log.read_text(), errors.read_text())
+
+    def _end(self) -> None:
+        """The child that a failed test has left."""
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+            self.wait()
 
     def _read(self) -> int:
         assert self._server.stdout is not None

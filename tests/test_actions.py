@@ -63,13 +63,13 @@ ACTION = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ACTION)
 def test_parse_inverts_render(action: Action) -> None:
     assert parse(render(action)) == action
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(ACTION, min_size=1, max_size=3), st.sampled_from(["", "First this.", "a < b\n\n"]), st.sampled_from(["", "\nThat is all."]))
 def test_split_finds_every_call_and_the_prose(actions: list[Action], before: str, after: str) -> None:
     turn = split(before + "\n".join(map(render, actions)) + after)
@@ -77,7 +77,7 @@ def test_split_finds_every_call_and_the_prose(actions: list[Action], before: str
     assert turn.prose == "\n".join(part.strip() for part in (before, after) if part.strip())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT)
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     with contextlib.suppress(ParseError):

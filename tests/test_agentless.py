@@ -152,7 +152,7 @@ def unfolded(text: str) -> list[str]:
 
 
 @given(st.sets(st.lists(st.sampled_from(["a", "b.py", "ü", "c d", "e.f"]), min_size=1, max_size=4).map("/".join), min_size=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_tree_stands_for_its_files(paths: set[str]) -> None:
     found = unfolded(tree(paths))
     assert sorted(found) == sorted(paths)

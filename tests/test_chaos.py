@@ -36,7 +36,7 @@ HARNESS = Path(sys.executable).with_name("harness")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chaos")
     command = [HARNESS, "data", "synth", "--domain", "swe", "--profile", "tiny", "-n", "20", "--out", folder]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
     rows = (folder / "tasks" / "train.jsonl").read_text().splitlines(keepends=True)[:6]
     (folder / "six.jsonl").write_text("".join(rows))
     return folder / "six.jsonl"

@@ -138,7 +138,7 @@ def test_sandboxes_of_the_nodes(cluster: Any, tmp_path: Path) -> None:
     from docker import DockerClient
 
     data = tmp_path / "data"
-    subprocess.run([HARNESS, "data", "synth", "--domain", "swe", "--profile", "tiny", "-n", "40", "--out", data], check=True, timeout=120)
+    subprocess.run([HARNESS, "data", "synth", "--domain", "swe", "--profile", "tiny", "-n", "40", "--out", data], check=True, timeout=300)
     options = EvalConfig(domain="swe", mode="gold", dataset=str(data / "tasks" / "test.jsonl"))
     with closing(DockerClient.from_env()) as client:
 

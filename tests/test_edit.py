@@ -26,7 +26,7 @@ def apply(answer: str, files: dict[str, str], shown: tuple[str, ...] = ()) -> di
 
 
 @given(old=LINES, new=LINES, crlf=st.booleans(), end=st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_an_answer_made_from_a_change_reproduces_it(old: list[str], new: list[str], crlf: bool, end: bool) -> None:
     ending = "\r\n" if crlf else "\n"
     before, after = ({"p/f.py": ending.join(lines) + (ending if end or not lines else "")} for lines in (old, new))
@@ -38,7 +38,7 @@ def test_an_answer_made_from_a_change_reproduces_it(old: list[str], new: list[st
 
 
 @given(old=LINES, new=LINES, old_end=st.booleans(), new_end=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_git_patches_of_any_texts_apply(old: list[str], new: list[str], old_end: bool, new_end: bool) -> None:
     before = {'d/é "x".py': "\n".join(old) + ("\n" if old_end else ""), "gone.py": "1\n", "empty": ""}
     after = {'d/é "x".py': "\n".join(new) + ("\n" if new_end else ""), "new/file": "no newline", "empty2": ""}

@@ -157,7 +157,7 @@ def with_ids(step: Step, number: int, is_error: bool | None) -> Step:
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(trajectory=trajectories())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read_again(name: str, tmp_path: Path, trajectory: Trajectory) -> None:
     write, through = FORMATS[name]
     assert again([write(trajectory)], tmp_path) == [through(trajectory)]

@@ -50,7 +50,7 @@ REASONS = {
 
 
 @given(rows=ROWS, filters=FILTERS, targets=st.sampled_from(get_args(Targets)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_books_balance(rows: list[Trajectory | ReadError], filters: Filters, targets: Targets) -> None:
     """Both ledgers, recounted here from what went in and what came out."""
     ledger = Ledger(1, targets)

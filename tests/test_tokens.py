@@ -381,7 +381,7 @@ HOSTILE = (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=30)), max_size=3),
     st.one_of(st.sampled_from(HOSTILE), st.text(max_size=30)),

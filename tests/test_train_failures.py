@@ -273,7 +273,7 @@ def test_a_reward_that_hangs_once_costs_a_sample_and_always_ends_the_run(
         return call(worker, given, limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "RewardPool", functools.partial(RewardPool, limit=0.2))
+        patch.setattr(run, "RewardPool", functools.partial(RewardPool, limit=1.0))
         patch.setattr(reward_pool, "GIVE_UP", 2)
         patch.setattr(pool._Worker, "call", stopping)
         assert command(*SRL) == 1

@@ -44,10 +44,7 @@ def call(script: Path, cwd: Path, *arguments: str) -> str:
 
 
 def test_help_and_env_list(installed: Path, tmp_path: Path) -> None:
-    where = subprocess.run(
-        [installed.with_name("python"), "-c", "import harness; print(harness.__file__)"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert str(installed.parents[1]) in where.stdout
+    assert str(installed.parents[1]) in call(installed.with_name("python"), tmp_path, "-c", "import harness; print(harness.__file__)")
     assert "train" in call(installed, tmp_path, "--help")
     listed = json.loads(call(installed, tmp_path, "env", "list", "--json"))
     assert {row["name"] for row in listed["environments"]} == {"swe", "math"}
