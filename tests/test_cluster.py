@@ -32,16 +32,21 @@ NEEDED = (str(TESTS), str(TESTS.parent / "envs/examples/sql"), *filter(None, [os
 
 
 class NodeEnv(SqlEnv):
-    """Notes the node that graded it, and takes its time."""
+    """Notes the node that graded it, takes its time, and begins once so many nodes play."""
 
     class Config(SqlEnv.Config):
         seconds: float = 0.0
         log: str = ""
+        nodes: int = 1
 
     def reset(self, task: SqlTask) -> str:
         if self.config.log:
             with open(self.config.log, "a") as file:
                 file.write(f"{task.id} {ray.get_runtime_context().get_node_id()}\n")
+            deadline = time.monotonic() + 300
+            while len({line.split()[1] for line in Path(self.config.log).read_text().splitlines()}) < self.config.nodes:
+                assert time.monotonic() < deadline, "the other node does not play"
+                time.sleep(0.05)
         time.sleep(self.config.seconds)
         return super().reset(task)
 
@@ -78,7 +83,8 @@ def cluster() -> Iterator[Any]:
 
 
 def test_both_nodes_play_and_the_folder_is_the_same(cluster: Any, tmp_path: Path) -> None:
-    report = evaluate(plan(env={"seconds": 0.2}), tmp_path / "far", workers=4, cluster=cluster.address)
+    options = {"nodes": 2, "log": str(tmp_path / "log")}
+    report = evaluate(plan(env=options), tmp_path / "far", workers=4, cluster=cluster.address)
     assert (report["n"], report["resolved"]) == (12, 12)
     assert len({row["notes"][0] for row in report["instances"].values()}) == 2
     near = evaluate(
@@ -102,7 +108,7 @@ def test_a_lost_node_costs_no_instance(cluster: Any, tmp_path: Path) -> None:
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=lose, daemon=True).start()
-    report = evaluate(plan(env={"seconds": 3.0, "log": str(log)}), tmp_path / "run", workers=4, cluster=cluster.address)
+    report = evaluate(plan(env={"seconds": 3.0, "nodes": 2, "log": str(log)}), tmp_path / "run", workers=4, cluster=cluster.address)
     assert report["statuses"]["resolved"] == report["n"] == 12
     attempts = [json.loads(file.read_text())["attempts"] for file in tmp_path.glob("run/instances/*/report.json")]
     assert max(attempts) > 1

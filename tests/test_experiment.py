@@ -26,6 +26,7 @@ from harness.experiment.plan import Layout, base_jobs, seed_jobs
 from harness.runs import read_jsonl
 
 HARNESS = Path(sys.executable).with_name("harness")
+pytestmark = pytest.mark.slow
 SMOKE = yaml.safe_load((PRESETS / "smoke.yaml").read_text())
 
 
