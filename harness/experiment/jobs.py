@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -109,11 +110,9 @@ def _child(job: Job, log: Path) -> None:
         module, _, name = place.partition(":")
         getattr(importlib.import_module(module), name)(*arguments)
         return
-    from harness.cli import main
-
     sys.argv = ["harness", *job.command]
     print(f"$ {' '.join(sys.argv)}", file=sys.stderr, flush=True)
-    main()
+    runpy.run_module("harness", run_name="__main__")
 
 
 def _last_line(log: Path) -> str:
