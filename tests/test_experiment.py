@@ -22,7 +22,7 @@ import yaml
 from harness.experiment.config import PRESETS, Experiment, Experts
 from harness.experiment.data import make_experts
 from harness.experiment.figures import against, interval, right
-from harness.experiment.plan import Layout, base_jobs, seed_jobs
+from harness.experiment.plan import Layout, arm_jobs, base_jobs
 from harness.runs import read_jsonl
 
 HARNESS = Path(sys.executable).with_name("harness")
@@ -104,7 +104,7 @@ def test_a_finished_one_is_only_reported_and_seeds_may_be_added(finished: Path) 
     assert other.returncode == 2
     assert "budget_tokens: 20000 there, 5 asked for" in other.stderr
     layout = Layout(finished, Experiment.model_validate({**SMOKE, "seeds": 3}))
-    todo = [job for seed in layout.seeds for job in seed_jobs(layout, seed) if not job.done.exists()]
+    todo = [job for job in arm_jobs(layout) if not job.done.exists()]
     assert {job.done.relative_to(finished).parts[0] for job in todo if "seed" in job.name} == {"seed-3"}
 
 
@@ -164,7 +164,7 @@ def test_bad_input(tmp_path: Path, arguments: list[str], message: str) -> None:
 def test_presets_are_whole(tmp_path: Path) -> None:
     for preset in PRESETS.glob("*.yaml"):
         layout = Layout(tmp_path / preset.stem, Experiment.model_validate(yaml.safe_load(preset.read_text())))
-        jobs = [*base_jobs(layout), *(job for seed in layout.seeds for job in seed_jobs(layout, seed))]
+        jobs = [*base_jobs(layout), *arm_jobs(layout)]
         made = [job.done for job in jobs]
         assert len({job.name for job in jobs}) == len(set(made)) == len(jobs)
         for place, job in enumerate(jobs):

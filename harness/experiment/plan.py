@@ -78,16 +78,24 @@ def base_jobs(layout: Layout) -> Iterator[Job]:
         yield _evaluation(layout, base, 1, first, "samples", sampled)
 
 
-def seed_jobs(layout: Layout, seed: int) -> Iterator[Job]:
-    """All arms of a seed."""
+def arm_jobs(layout: Layout) -> Iterator[Job]:
+    """All arms, seed after seed; the ablations when all else is done."""
+    for seed in layout.seeds:
+        yield from _expert_jobs(layout, seed)
+    for last in (False, True):
+        for seed in layout.seeds:
+            for name, arm in layout.experiment.arms.items():
+                if (arm.kind == "ablation") is last:
+                    yield from _arm(layout, layout.arm(name, seed), arm)
+
+
+def _expert_jobs(layout: Layout, seed: int) -> Iterator[Job]:
     experiment = layout.experiment
     profiles = {experiment.experts.profile: None} | {arm.experts: None for arm in experiment.arms.values() if arm.experts}
     for profile in profiles:
         folder = layout.data(f"experts-{seed}-{profile}")
         arguments = (experiment.domain, profile, experiment.experts, seed, folder)
         yield Job(f"data-experts-{seed}-{profile}", folder / "trajectories.jsonl", (), call=(f"{DATA}:make_experts", arguments))
-    for name, arm in experiment.arms.items():
-        yield from _arm(layout, layout.arm(name, seed), arm)
 
 
 def _arm(layout: Layout, model: Model, arm: Arm) -> Iterator[Job]:

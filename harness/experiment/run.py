@@ -11,7 +11,7 @@ from harness.experiment.config import Experiment
 from harness.experiment.figures import gate, gather
 from harness.experiment.jobs import run_jobs
 from harness.experiment.page import page
-from harness.experiment.plan import Layout, base_jobs, seed_jobs
+from harness.experiment.plan import Layout, arm_jobs, base_jobs
 from harness.experiment.plots import draw
 from harness.runs import open_run, write_json, write_text
 
@@ -44,7 +44,7 @@ def experiment(name: str, options: Experiment, out: Path, workers: int, fresh: b
             "longer or shorter (base.train), or change the tasks; a gate is not to be moved to where the base is"
         )
     try:
-        run_jobs([job for seed in layout.seeds for job in seed_jobs(layout, seed)], workers, logs)
+        run_jobs(list(arm_jobs(layout)), workers, logs)
     finally:
         report = write_report(name, layout, run.path / "report.md", run.path / "plots")
     return report
