@@ -108,7 +108,13 @@ def test_rlvr_from_a_checkpoint_reads_tasks_alone(
     assert "train_steps" not in report["data"]
     assert list(report["stages"]) == ["rlvr"]
     assert PromptPolicy.load(second / "checkpoints" / "best") == PromptPolicy.load(model)
-    assert ids(problems, "train") <= (contamination.trained_on(second / "checkpoints" / "best") or set())
+    chosen = (*common, *rest, "--model", model, "--validation.rlvr_by=steps")
+    assert test_train.harness(monkeypatch, *chosen, "--out", tmp_path / "third") == 2
+    assert "no expert steps" in capsys.readouterr().err
+    assert test_train.harness(monkeypatch, *chosen, "--data", problems, "--out", tmp_path / "third") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["best"]["step_exact"] == report["stages"]["rlvr"]["before"]["step_exact"]  # the first of equals
+    assert report["best"]["step"] == 0
 
 
 def test_tasks_keep_the_splits_of_their_data_set(problems: Path, capsys: pytest.CaptureFixture[str]) -> None:
