@@ -36,7 +36,7 @@ class Machines(NamedTuple):
 KNOWN = ("reverse", "rotate", "swap", "add")
 OTHERS = ("double", "mirror")
 PROFILES: Mapping[str, Machines] = {
-    "machines-corpus": Machines((1, 10), (1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.6, hasty=0.15),
+    "machines-corpus": Machines((1, 10), (1, 1, 2, 2, 3), KNOWN + OTHERS, careful=0.35, hasty=0.2),
     "machines": Machines((8, 8), (2, 3), KNOWN),
     "machines-told": Machines((8, 8), (2, 3), KNOWN, careful=1.0),
     "machines-long": Machines((10, 10), (2, 3), KNOWN),
