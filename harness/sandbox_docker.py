@@ -45,6 +45,8 @@ def connect() -> DockerClient:
     """
     try:
         client = DockerClient.from_env(timeout=_ENGINE_TIMEOUT)
+        if client.api.base_url.startswith("http+docker"):  # a socket of this machine
+            client.api.trust_env = False  # looking for a proxy, requests would walk through os.environ while other threads may change it
         client.ping()
     except (DockerException, RequestException) as error:
         raise NoEngine(f"no Docker engine answers: {error}. {_GET_ENGINE}; or run without isolation: --sandbox local") from None

@@ -85,14 +85,17 @@ def local(image: str | None = None) -> LocalSandbox:
 
 
 @pytest.fixture(scope="module")
-def grades(open_sandbox: OpenSandbox) -> Iterator[dict[str, Future[Grade]]]:
-    """All of them, graded side by side, each in containers of its own; the honest ones between and after the hostile."""
+def grades(open_sandbox: OpenSandbox) -> dict[str, Future[Grade]]:
+    """All of them, graded side by side, each in containers of its own; the honest ones between and after the hostile. They are waited for
+    here: between tests pytest changes the environment, which no thread may read meanwhile."""
     jobs = {name: (corpus.patch(changes), "pytest") for name, (changes, _) in corpus.HOSTILE.items()}
     jobs |= {name: (text, "pytest") for name, (text, _) in corpus.RAW.items()}
     jobs |= {name: (corpus.patch(changes), kind) for name, (changes, kind, _) in corpus.OTHER.items()}
     jobs |= {name: (corpus.patch(changes), "pytest") for name, (changes, _) in corpus.HONEST.items()}
     with ThreadPoolExecutor(4) as pool:
-        yield {name: pool.submit(graded, open_sandbox, patch, kind, 6.0 if name in SLOW else 60.0) for name, (patch, kind) in jobs.items()}
+        limits = {name: 6.0 if name in SLOW else 60.0 for name in jobs}
+        futures = {name: pool.submit(graded, open_sandbox, patch, kind, limits[name]) for name, (patch, kind) in jobs.items()}
+    return futures
 
 
 ALLOWED = {name: entry[-1] for part in (corpus.HOSTILE, corpus.RAW, corpus.OTHER) for name, entry in part.items()}
