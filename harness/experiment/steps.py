@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def measure_steps(checkpoint: str, domain: str, data: str, limit: int, samples: 
     )
     examples = load_examples(config, load_env(domain))
     tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
-    prompts = Prompts(tokenizer, out.with_suffix(".tokens"))
+    store = out.with_suffix(".tokens")
+    prompts = Prompts(tokenizer, store)
     steps = (examples.val + examples.train)[:limit]
     every = make_samples(steps, examples.systems, prompts, policy.max_prompt_tokens, Counter())
     found: dict[str, Any] = {"n": len(every)}
@@ -48,6 +50,7 @@ def measure_steps(checkpoint: str, domain: str, data: str, limit: int, samples: 
             repeated = [sample for sample in every for _ in range(copies)]
             scored = pool.score([sample.candidate(text) for sample, text in zip(repeated, texts, strict=True)])
             found[name] = _figures(texts, scored, repeated, copies)
+    shutil.rmtree(store)
     write_json(out, found)
 
 
