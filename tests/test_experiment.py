@@ -21,7 +21,7 @@ import yaml
 
 from harness.experiment.config import PRESETS, Experiment, Experts
 from harness.experiment.data import make_experts
-from harness.experiment.figures import against, interval, right
+from harness.experiment.figures import accuracy, against, interval, right
 from harness.experiment.plan import Layout, arm_jobs, base_jobs
 from harness.runs import read_jsonl
 
@@ -190,9 +190,12 @@ def test_intervals() -> None:
     seeds = np.repeat(rng.normal(0.5, 0.1, (40, 1)), 50, 1)  # tasks say nothing, seeds all
     half = z * seeds[:, 0].std() / 40**0.5
     assert interval(seeds) == pytest.approx((seeds.mean(), seeds.mean() - half, seeds.mean() + half), abs=0.004)
-    none = interval(np.zeros((3, 200)))
+    one = {"steps": {"greedy": {"right": "0" * 200}}, "tests": {"same": {"right": "1-0-" * 50}}}
+    none = accuracy({"arms": {"x": dict.fromkeys("123", one)}}, "x", "steps")
     assert none.mean == none.low == 0
     assert none.high == pytest.approx(z**2 / (200 + z**2))  # Wilson's upper bound for 0 of 200
+    assert accuracy({"arms": {"x": {"1": one}}}, "x", "same").mean == 0.5  # of those that have a verdict
+    assert interval(np.zeros((2, 9))) == (0, 0, 0)  # of differences
 
 
 def test_differences_are_paired(finished: Path) -> None:

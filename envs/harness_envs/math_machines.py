@@ -97,7 +97,7 @@ class Machine(NamedTuple):
 
 
 def machine(rng: Random, profile: Machines) -> Machine:
-    """A programme that no draw of another generator depends on."""
+    """A programme, drawn by `rng`; profiles that differ in their reasoning alone draw the same one."""
     value = tuple(rng.randint(1, 9) for _ in range(WIDTH))
     start, programme, steps, thoughts = _text(value), [], [], []
     count = rng.randint(*profile.lines)

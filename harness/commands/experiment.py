@@ -61,13 +61,13 @@ def _workers() -> int:
 
 
 def _table(report: dict[str, Any]) -> str:
-    from harness.experiment.figures import STEPS, interval, right
+    from harness.experiment.figures import STEPS, accuracy
     from harness.experiment.plan import BASE
 
     measures = [STEPS, *report["experiment"]["tests"]]
     lines = [f"{'per cent [95 %]':<18}" + "".join(f"{measure:>22}" for measure in measures)]
     for name in (BASE, *(arm for arm, rows in report["arms"].items() if rows)):
-        cells = [interval(right(report, name, measure)) for measure in measures]
+        cells = [accuracy(report, name, measure) for measure in measures]
         told = "".join(f"{f'{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]':>22}" for one in cells)
         lines.append(f"{name:<18}{told}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.experiment.plan import BASE, Layout, Model
+from harness.experiment.plan import BASE, Layout, Model, base_seed
 from harness.report import wilson
 from harness.runs import read_jsonl
 from harness.train.summary import spent_tokens
@@ -19,7 +19,9 @@ STEPS = "steps"
 """The measure of step accuracy, beside the names of the tests."""
 RESAMPLES = 4000
 Right = npt.NDArray[np.float64]
-"""Right or wrong, 1 or 0, of each seed on each task or step; the same ones for all. (seeds, tasks)"""
+"""Right or wrong, 1 or 0, of each seed on each task or step, the same ones for all; NaN where the infrastructure failed. (seeds, tasks)"""
+UNKNOWN = "-"
+"""In place of 0 or 1: an episode without a verdict, which is no failure of the model's."""
 
 
 class Interval(NamedTuple):
@@ -50,10 +52,8 @@ def _model(layout: Layout, model: Model, stages: int) -> dict[str, Any] | None:
     found: dict[str, Any] = {"steps": _read(steps), "tests": {}, "stages": []}
     for test, file in reports.items():
         rows = _read(file)["instances"]
-        found["tests"][test] = {
-            "right": "".join(str(int(row["status"] == "resolved")) for row in rows.values()),
-            "infra_errors": sum(row["status"] == "infra_error" for row in rows.values()),
-        }
+        marks = [UNKNOWN if row["status"] in (None, "infra_error") else str(int(row["status"] == "resolved")) for row in rows.values()]
+        found["tests"][test] = {"right": "".join(marks)}
     if samples.exists():
         found["pass_at_k"] = _read(samples)["pass_at_k"]
     for number in range(1, stages + 1):
@@ -90,18 +90,27 @@ def right(figures: Mapping[str, Any], arm: str, measure: str) -> Right:
     """Of every seed that is finished. (seeds, tasks)"""
     rows = figures["bases"] if arm == BASE else figures["arms"][arm]
     texts = [row["steps"]["greedy"]["right"] if measure == STEPS else row["tests"][measure]["right"] for row in rows.values()]
-    return np.array([[float(mark) for mark in text] for text in texts])
+    return np.array([[np.nan if mark == UNKNOWN else float(mark) for mark in text] for text in texts])
+
+
+def accuracy(figures: Mapping[str, Any], arm: str, measure: str) -> Interval:
+    """Of an arm, over its finished seeds. Where all are wrong, or all right, resampling shows no spread: there it is Wilson's interval on
+    the tasks."""
+    values = right(figures, arm, measure)
+    mean = float(np.nanmean(values))
+    if mean not in (0.0, 1.0):
+        return interval(values)
+    known = int((~np.isnan(values)).any(0).sum())
+    low, high = wilson(round(mean * known), known) or (0.0, 1.0)
+    return Interval(mean, low, high)
 
 
 def against(figures: Mapping[str, Any], arm: str, other: str, measure: str) -> Right | None:
     """Differences, seed by seed and task by task, over the seeds that both have finished; None where there is none. (seeds, tasks)"""
     rows, others = (figures["bases"] if name == BASE else figures["arms"][name] for name in (arm, other))
-    bases = len(figures["bases"])
-    pairs = [
-        (place, list(others).index(twin))
-        for place, seed in enumerate(rows)
-        if (twin := str((int(seed) - 1) % bases + 1) if other == BASE else seed) in others
-    ]
+    count = figures["experiment"]["base"]["count"]
+    twins = {seed: str(base_seed(int(seed), count)) if other == BASE else seed for seed in rows}
+    pairs = [(place, list(others).index(twins[seed])) for place, seed in enumerate(rows) if twins[seed] in others]
     if not pairs:
         return None
     mine, theirs = right(figures, arm, measure), right(figures, other, measure)
@@ -110,19 +119,12 @@ def against(figures: Mapping[str, Any], arm: str, other: str, measure: str) -> R
 
 def interval(values: Right) -> Interval:
     """The mean, and the percentile bootstrap of it over seeds and over tasks, both drawn with replacement, independently of each other:
-    what another draw of experts and of tasks might have given. Where all are wrong, or all right, resampling shows no spread: there it is
-    Wilson's interval on the tasks."""
+    what another draw of experts and of tasks might have given."""
     seeds, tasks = values.shape
-    if values.min() == values.max() and values.max() in (0, 1):
-        low, high = wilson(int(values[0].sum()), tasks) or (0.0, 1.0)
-        return Interval(float(values.mean()), low, high)
     rng = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
-        chosen = values[rng.integers(seeds, size=seeds)]
-        means[number] = chosen.mean(0)[rng.integers(tasks, size=tasks)].mean()
+    means = [np.nanmean(values[rng.integers(seeds, size=seeds)][:, rng.integers(tasks, size=tasks)]) for _ in range(RESAMPLES)]
     low, high = np.quantile(means, (0.025, 0.975))
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(float(np.nanmean(values)), float(low), float(high))
 
 
 def gate(layout: Layout, figures: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from harness.experiment.config import Experiment
-from harness.experiment.figures import STEPS, against, interval, right
+from harness.experiment.figures import STEPS, UNKNOWN, accuracy, against, interval, right
 from harness.experiment.plan import BASE
 
 PAPER = """## What the paper reports
@@ -51,6 +51,9 @@ def page(name: str, experiment: Experiment, figures: Mapping[str, Any], plots: S
     if least < experiment.seeds:
         parts.append("**Not finished: what stands here may change.**")
     parts += [_gate(figures), _table(experiment, figures, ("method", "control"), "Methods")]
+    rows = [row for part in (figures["bases"], *figures["arms"].values()) for row in part.values()]
+    if unknown := sum(test["right"].count(UNKNOWN) for row in rows for test in row["tests"].values()):
+        parts.append(f"{unknown} episodes have no verdict, since the infrastructure failed; they are left out.")
     parts += [_differences(experiment, figures)]
     if any(arm.kind == "ablation" for arm in experiment.arms.values()):
         parts.append(_table(experiment, figures, ("ablation",), "Ablations"))
@@ -85,7 +88,7 @@ def _table(experiment: Experiment, figures: Mapping[str, Any], kinds: Sequence[s
 
 
 def _cell(figures: Mapping[str, Any], name: str, measure: str) -> str:
-    mean, low, high = (100 * value for value in interval(right(figures, name, measure)))
+    mean, low, high = (100 * value for value in accuracy(figures, name, measure))
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 

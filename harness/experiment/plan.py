@@ -1,7 +1,7 @@
 """An experiment as jobs. Where everything lies:
 
 RUN/data/{corpus-B, experts-S-PROFILE, test-NAME}/
-RUN/base-B/{train/, steps.json, eval-NAME/, samples/}     a base; `samples`: episodes at temperature 1 on the first test
+RUN/base-B/{train-1/, steps.json, eval-NAME/, samples/}     a base; `samples`: episodes at temperature 1 on the first test
 RUN/seed-S/ARM/{train-N/, steps.json, eval-NAME/}         an arm of a seed, its stages, its figures
 """
 
@@ -35,6 +35,11 @@ class Model(NamedTuple):
         return self.folder / f"train-{stages}" / "checkpoints" / "best"
 
 
+def base_seed(seed: int, count: int) -> int:
+    """Which of `count` bases a seed starts from."""
+    return (seed - 1) % count + 1
+
+
 class Layout(NamedTuple):
     """The folder of an experiment."""
 
@@ -43,7 +48,7 @@ class Layout(NamedTuple):
 
     def base(self, seed: int) -> Model:
         """That a seed of the experiment starts from."""
-        number = (seed - 1) % self.experiment.base.count + 1
+        number = base_seed(seed, self.experiment.base.count)
         return Model(BASE, number, self.path / f"base-{number}")
 
     @property
@@ -104,8 +109,7 @@ def _arm(layout: Layout, model: Model, arm: Arm) -> Iterator[Job]:
     share = layout.experiment.budget_tokens // len(arm.stages)
     for number, stage in enumerate(arm.stages, 1):
         options = _merged(layout.experiment.train, stage)
-        section = "sft" if options.get("method") == "sft" else options.get("method", "srl")
-        options = _merged(options, {section: {"budget_tokens": share}})
+        options = _merged(options, {options.get("method", "srl"): {"budget_tokens": share}})
         yield _training(layout, model, number, options, experts, start, experts / "trajectories.jsonl")
         start = model.checkpoint(number)
     yield from _measuring(layout, model, len(arm.stages))

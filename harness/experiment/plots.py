@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness.experiment.config import Experiment
-from harness.experiment.figures import STEPS, curve_of, interval, right
+from harness.experiment.figures import STEPS, accuracy, curve_of
 from harness.experiment.plan import BASE
 from harness.train.curves import STYLE
 
@@ -44,7 +44,7 @@ def draw(experiment: Experiment, figures: Mapping[str, Any], folder: Path, prefi
         )
         for measure, axis in zip(measures, axes[0], strict=True):
             for place, name in enumerate(rows):
-                mean, low, high = interval(right(figures, name, measure))
+                mean, low, high = accuracy(figures, name, measure)
                 axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colours[0 if name != BASE else 7], capsize=3)
             axis.set(title=measure, xlim=(-0.03, 1.03), yticks=range(len(rows)), yticklabels=rows)
         axes[0, 0].invert_yaxis()

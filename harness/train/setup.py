@@ -105,6 +105,8 @@ def set_up(config: TrainConfig, env: type[Env], run: Run) -> Setup:
     train = make_samples(examples.train, examples.systems, prompts, limit, cuts, examples.edits)
     some = _some(examples.val, config.validation.steps, config.seed)
     val = make_samples(some, examples.systems, prompts, limit, cuts, examples.edits)
+    if "rlvr" in stages and config.validation.rlvr_by == "steps" and not val:
+        raise UserError(f"validation.rlvr_by steps: of the steps in {', '.join(config.data)} none are held out to validate on")
     if cuts["prompts"]:
         print(f"cut to {limit} tokens: {cuts['prompts']} of {len(train) + len(val)} prompts {dict(cuts)}", file=sys.stderr)
     baselines = Baselines(train, config.seed)

@@ -28,7 +28,6 @@ from harness.train.setup import Setup
 from harness.train.sft import OrderedSFTTrainer, Sequences, Trajectories, sft_trainer
 from harness.train.step_rollouts import StepRollouts
 from harness.train.vllm_engine import VLLMEngine
-from harness_trajectories.errors import UserError
 
 
 class Stage(NamedTuple):
@@ -108,8 +107,6 @@ def rlvr(setup: Setup, pool: RewardPool, name: str) -> Iterator[Stage]:
             setup.model, setup.tokenizer, source, config.rlvr, folder, config.seed, config.checkpoint_every, config.memory, setup.replica
         )
         on_steps = _on_steps(setup, pool)
-        if config.validation.rlvr_by == "steps" and on_steps is None:
-            raise UserError(f"validation.rlvr_by steps: the data ({', '.join(config.data) or 'none'}) hold no steps to validate on")
 
         def measure() -> Figures:
             steps = on_steps() if on_steps else {}
