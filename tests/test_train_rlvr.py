@@ -87,6 +87,25 @@ def test_the_pipeline_runs_each_stage_from_the_best_of_the_last(
     assert (run / "plots" / "rlvr-rates.png").is_file()
 
 
+def test_a_stage_ends_with_its_budget_of_tokens(tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the step that reaches it, validated; reference: what the rows of the steps add up to."""
+    command = ("train", "--domain", "math", "--method", "pipeline", "--model", "tiny", "--data", problems, "--config", SMOKE)
+    budgets = {"warmup": 1, "srl": 1, "rlvr": 1}
+    for steps in (1, 2):
+        run = tmp_path / str(steps)
+        given = [f"--{stage}.budget_tokens={budget}" for stage, budget in budgets.items()]
+        assert test_train.harness(monkeypatch, *command, *given, "--out", run) == 0
+        rows = list(read_jsonl(run / "metrics.jsonl"))
+        for stage in budgets:
+            mine = [row for row in rows if row["stage"] == stage]
+            assert [row["step"] for row in mine if "loss" in row] == list(range(1, steps + 1))
+            assert [row["step"] for row in mine if "val_reward" in row] == [0, steps]
+            spent = [
+                sum(row.get(part, 0) for part in ("prompt_tokens", "sampled_tokens", "update_tokens")) for row in mine if "loss" in row
+            ]
+            budgets[stage] = int(spent[0]) + 1  # so that the second run takes a step more
+
+
 def test_rlvr_from_a_checkpoint_reads_tasks_alone(
     tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
